@@ -1,0 +1,179 @@
+"""Discovery of plugins, and look-up of what they offer, by name.
+
+pluggy runs at start-up only: :func:`load` reads the entry points of the group ``llmcore`` once and collects the
+records of every hook into a :class:`Plugins`. A third-party plugin that fails to import costs one warning that
+names its distribution; it is an error only when something of it is asked for. ``LLMCORE_LOAD_PLUGINS``
+(comma-separated entry-point names, empty for the built-in ones alone) limits what is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+import pluggy
+
+from llmcore import hookspecs
+from llmcore.errors import PluginError, near
+from llmcore.hookspecs import BackendInfo, CommandInfo, FamilyInfo, FormatInfo, SourceInfo, TokenizerInfo
+
+DISTRIBUTION = "llmcore"
+Record = TypeVar("Record")
+
+
+class PluginWarning(UserWarning):
+    """An installed plugin could not be loaded; everything else works."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One entry point: whose it is, what it points to, and what went wrong if it did not load."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+    error: str = ""
+
+
+@dataclass
+class Plugins:
+    """All records of all loaded plugins, each under its name."""
+
+    loaded: list[Loaded] = field(default_factory=list)
+    backends: dict[str, BackendInfo] = field(default_factory=dict)
+    families: dict[str, FamilyInfo] = field(default_factory=dict)
+    formats: dict[str, FormatInfo] = field(default_factory=dict)
+    tokenizers: dict[str, TokenizerInfo] = field(default_factory=dict)
+    sources: dict[str, SourceInfo] = field(default_factory=dict)
+    commands: dict[str, CommandInfo] = field(default_factory=dict)
+    providers: dict[tuple[str, str], str] = field(default_factory=dict)  # (kind, name) → distribution
+
+    def broken(self) -> list[Loaded]:
+        """The entry points that did not load."""
+        return [entry for entry in self.loaded if entry.error]
+
+    def backend(self, name: str) -> BackendInfo:
+        """The backend ``name``; raises :class:`PluginError` with near names, or with why its plugin is broken."""
+        return self._get("backend", self.backends, name)
+
+    def command(self, name: str) -> CommandInfo:
+        """The subcommand ``name``; raises like :meth:`backend`."""
+        return self._get("command", self.commands, name)
+
+    def _get(self, kind: str, table: dict[str, Record], name: str) -> Record:
+        if name in table:
+            return table[name]
+        for entry in self.broken():
+            if name in (entry.name, entry.distribution):
+                raise PluginError(
+                    f"{kind} {name!r} comes from {entry.distribution} {entry.version}, which failed to load: {entry.error}",
+                    remedy=f"repair or uninstall {entry.distribution}",
+                )
+        raise PluginError(f"there is no {kind} {name!r}", remedy=near(name, table))
+
+
+def resolve(target: str) -> Any:
+    """Imports ``"package.module:attribute"``; raises :class:`PluginError` naming the string and what failed."""
+    module, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"cannot import {target!r}: {error}", remedy="is the package that offers it installed?") from error
+    return found
+
+
+def _wanted(found: Iterable[EntryPoint]) -> list[EntryPoint]:
+    limit = os.environ.get("LLMCORE_LOAD_PLUGINS")
+    names = None if limit is None else {name.strip() for name in limit.split(",") if name.strip()}
+    ours, theirs = [], []
+    for entry in sorted(found, key=lambda e: e.name):
+        if _owner(entry)[0] == DISTRIBUTION:
+            ours.append(entry)
+        elif names is None or entry.name in names:
+            theirs.append(entry)
+    return ours + theirs  # built-ins first: a third party may not take a built-in's name
+
+
+def _owner(entry: EntryPoint) -> tuple[str, str]:
+    dist = entry.dist
+    return (dist.name, dist.version) if dist is not None else ("unknown", "0")
+
+
+def _load_one(manager: pluggy.PluginManager, entry: EntryPoint) -> Loaded:
+    name, version = _owner(entry)
+    error = ""
+    try:
+        plugin = entry.load()
+        manager.register(plugin, name=f"{name}:{entry.name}")
+        manager.check_pending()  # a misspelt hook fails here, not by never being called
+    except Exception as failure:  # third-party code: whatever it raises must not take the others down
+        if name == DISTRIBUTION:
+            raise
+        manager.set_blocked(f"{name}:{entry.name}")
+        error = f"{type(failure).__name__}: {failure}"
+        warnings.warn(f"plugin {entry.name!r} of {name} {version} is ignored: {error}", PluginWarning, stacklevel=4)
+    return Loaded(entry.name, name, version, entry.value, error)
+
+
+KINDS: tuple[tuple[str, str, str], ...] = (
+    ("backend", "backends", "name"),
+    ("family", "families", "name"),
+    ("format", "formats", "name"),
+    ("tokenizer", "tokenizers", "kind"),
+    ("source", "sources", "name"),
+    ("command", "commands", "name"),
+)
+
+
+def _collect(plugins: Plugins, manager: pluggy.PluginManager, entry: Loaded) -> None:
+    plugin = manager.get_plugin(f"{entry.distribution}:{entry.name}")
+    for kind, table_name, key in KINDS:
+        hook = getattr(plugin, f"llmcore_{table_name}", None)
+        table = getattr(plugins, table_name)
+        for record in hook() if hook is not None else ():
+            name = getattr(record, key)
+            if name in table:
+                other = plugins.providers[kind, name]
+                raise PluginError(
+                    f"{kind} {name!r} of {entry.distribution} is already offered by {other}",
+                    remedy=f"uninstall one of them, or leave it out with LLMCORE_LOAD_PLUGINS ({entry.name} is this one)",
+                )
+            table[name] = record
+            plugins.providers[kind, name] = entry.distribution
+
+
+def load(found: Iterable[EntryPoint] | None = None) -> Plugins:
+    """Reads all entry points (or just ``found``) and collects what they offer."""
+    manager = pluggy.PluginManager(hookspecs.GROUP)
+    manager.add_hookspecs(hookspecs)
+    plugins = Plugins()
+    for entry in _wanted(entry_points(group=hookspecs.GROUP) if found is None else found):
+        loaded = _load_one(manager, entry)
+        if not loaded.error:
+            try:
+                _collect(plugins, manager, loaded)
+            except Exception as failure:
+                if loaded.distribution == DISTRIBUTION:
+                    raise
+                error = f"{type(failure).__name__}: {failure}"
+                warnings.warn(
+                    f"plugin {entry.name!r} of {loaded.distribution} {loaded.version} is ignored: {error}", PluginWarning, stacklevel=2
+                )
+                loaded = Loaded(loaded.name, loaded.distribution, loaded.version, loaded.module, error)
+        plugins.loaded.append(loaded)
+    return plugins
+
+
+@cache
+def plugins() -> Plugins:
+    """The plugins of this environment, read once per process."""
+    return load()
