@@ -1,0 +1,55 @@
+"""A file mapped into memory, read-only: the bytes that every tensor of a checkpoint is a view of."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcore.errors import CheckpointError
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class MappedFile:
+    """A whole file as one read-only uint8 array; pages are read by the kernel when they are first touched.
+
+    Args:
+        path: a regular file that is not empty.
+
+    Raises:
+        CheckpointError: the file cannot be opened, is empty, or is not a regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise CheckpointError("the file is empty", file=path, remedy="download it again") from error
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror}", file=path) from error
+        self._bytes: Bytes | None = np.frombuffer(self._map, dtype=np.uint8)
+        self.size = self._bytes.size
+
+    @property
+    def bytes(self) -> Bytes:
+        """[size] uint8, not writable; raises :class:`CheckpointError` after :meth:`close`."""
+        if self._bytes is None:
+            raise CheckpointError("the checkpoint is closed", file=self.path, remedy="open it again")
+        return self._bytes
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        """The mapping itself, for ``struct.unpack_from`` and slicing into ``bytes``."""
+        if self._map is None:
+            raise CheckpointError("the checkpoint is closed", file=self.path, remedy="open it again")
+        return self._map
+
+    def close(self) -> None:
+        """Lets go of the mapping; the pages are unmapped when the last array that views them is gone."""
+        self._bytes = None
+        self._map = None
