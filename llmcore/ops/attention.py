@@ -11,17 +11,52 @@ The layout of a page belongs to the backend; both ops bind from the same one (gr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
-from llmcore.ops.base import op
+from llmcore.ops.base import Case, op
+from llmcore.ops.cases import RAGGED, paged_slots
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+HEADS = ((1, 1, 16), (3, 1, 32), (8, 1, 24), (9, 3, 64), (4, 4, 128))  # query heads, key heads, head_dim
+
+
+def slots_of(dims: Mapping[str, int], rng: np.random.Generator, *, page_size: int) -> dict[str, Any]:
+    """The ``slots`` of ``T`` tokens, see :func:`llmcore.ops.cases.paged_slots`."""
+    return {"slots": paged_slots(dims["T"], page_size, rng)}
+
+
+def _kv_write_cases() -> Iterator[Case]:
+    """Each case is checked by reading every written page back with the same backend's attention."""
+    for tokens, page_size, kv_heads, head_dim in ((0, 16, 2, 16), (1, 16, 1, 64), (7, 1, 3, 32), (33, 16, 3, 64)):
+        yield Case(
+            {"T": tokens, "G": kv_heads * head_dim},
+            {"head_dim": head_dim, "page_size": page_size},
+            inputs=partial(slots_of, page_size=page_size),
+        )
+
+
+def _attention_cases() -> Iterator[Case]:
+    """The cache is filled by the same backend's ``kv_write`` first: only the two together mean something."""
+    for (note, batch), (heads, kv_heads, head_dim) in zip(RAGGED, cycle(HEADS), strict=False):
+        lens = batch.query_lens
+        yield Case(
+            {"T": sum(lens), "D": heads * head_dim, "S": len(lens), "B": batch.table_width},
+            {"head_dim": head_dim, "kv_heads": kv_heads, "page_size": batch.page_size, "scale": head_dim**-0.5},
+            inputs=batch,
+            note=note,
+        )
 
 
 @op(
     inputs=["k: act[T, G]", "v: act[T, G]", "slots: i32[T]"],
     states=["kv: state"],
+    cases=_kv_write_cases,
 )
 def kv_write(k: Tensor, v: Tensor, slots: Tensor, kv: Tensor, *, head_dim: int, page_size: int) -> None:
     """Stores the key and value heads of every token in its slot."""
@@ -40,6 +75,7 @@ def kv_write(k: Tensor, v: Tensor, slots: Tensor, kv: Tensor, *, head_dim: int, 
     ],
     states=["kv: state"],
     outputs=["y: act[T, D]"],
+    cases=_attention_cases,
 )
 def attention(
     q: Tensor,
@@ -54,7 +90,10 @@ def attention(
     page_size: int,
     scale: float,
 ) -> Tensor:
-    """Causal softmax attention of each new token over its sequence's cached tokens, itself included; GQA where heads > kv_heads."""
+    """Causal softmax attention of each new token over its sequence's cached tokens, itself included.
+
+    Query heads share key heads in equal runs (GQA): head ``h`` reads key head ``h // (heads / kv_heads)``.
+    """
     import torch
 
     y = torch.zeros_like(q, dtype=torch.float32)

@@ -3,15 +3,16 @@
     @op(inputs=["x: act[M, K]"], weights=["weight: any[N, K]", "bias?: f32[N]"], outputs=["y: act[M, N]"])
     def linear(x, weight, bias=None): ...
 
-The decorated function *is* the reference: it takes torch tensors under the names of the signature and returns the output (or a
-tuple of them), computing in float32. torch is imported when it runs, not when it is declared.
+The decorated function *is* the reference: it takes torch tensors under the names of the signature and returns the
+output (or a tuple of them), computing in float32. torch is imported when it runs, not when it is declared.
 
-A parameter is ``name: type[dims]``; ``name?`` may be absent. Types: ``act`` (the activations' dtype), ``f32``, ``i32``, ``any`` (a
-weight in whatever format the checkpoint has; kernels say which they read), ``state`` (memory that outlives the step and whose
-layout belongs to the backend: the KV cache). Dims are letters that unify over one call: the second ``K`` must equal the first.
+A parameter is ``name: type[dims]``; ``name?`` may be absent. Types: ``act`` (the activations' dtype), ``f32``,
+``i32``, ``any`` (a weight in whatever format the checkpoint has; kernels say which they read), ``state`` (memory that
+outlives the step and whose layout belongs to the backend: the KV cache). Dims are letters that unify over one call:
+the second ``K`` must equal the first.
 
-A *fused* op has no reference of its own: its decomposition into other ops is its meaning, its reference and the pattern that
-the fusion pass looks for. It is used only where a backend offers it.
+A *fused* op has no reference of its own: its decomposition into other ops is its meaning, its reference and the
+pattern that the fusion pass looks for. It is used only where a backend offers it.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Param:
 class Case:
     """One conformance case: sizes for the dims, values for the attributes, and which optional parameters are present.
 
-    ``inputs`` makes the parameters that random numbers can't stand for (indices, page tables): it is called with the dims and a
-    ``numpy.random.Generator`` and returns arrays by parameter name.
+    ``inputs`` makes the parameters that random numbers can't stand for (indices, page tables): it is called with the
+    dims and a ``numpy.random.Generator`` and returns arrays by parameter name.
     """
 
     dims: Mapping[str, int]

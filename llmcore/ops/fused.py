@@ -1,14 +1,23 @@
 """Fused ops: compositions that a backend may offer as one kernel.
 
-Each is written as its decomposition, which is at once its meaning, its reference in tests and the pattern that the fusion pass
-looks for. Where no backend offers one, the graph keeps the parts.
+Each is written as its decomposition, which is at once its meaning, its reference in tests and the pattern that the
+fusion pass looks for. Where no backend offers one, the graph keeps the parts.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from llmcore.ops.base import Builder, fused
+from llmcore.ops.attention import slots_of
+from llmcore.ops.base import Builder, Case, fused
+from llmcore.ops.cases import indices
+from llmcore.ops.linear import linear_cases
+from llmcore.ops.rms_norm import rms_norm_cases
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @fused(
@@ -16,6 +25,7 @@ from llmcore.ops.base import Builder, fused
     weights=["weight: f32[C]"],
     outputs=["total: act[M, D]", "y: act[M, D]"],
     inplace={"total": ("a", "b")},
+    cases=lambda: (Case(case.dims, case.attrs) for case in rms_norm_cases()),
 )
 def add_rms_norm(g: Builder, a: Any, b: Any, weight: Any, *, eps: float) -> Any:
     """The residual sum and its norm: one pass over the hidden state in place of two."""
@@ -28,6 +38,7 @@ def add_rms_norm(g: Builder, a: Any, b: Any, weight: Any, *, eps: float) -> Any:
     weights=["weight: any[N, K]", "bias?: f32[N]"],
     outputs=["y: act[M, N]"],
     inplace={"y": ("residual",)},
+    cases=lambda: linear_cases("M", "K", "N"),
 )
 def linear_add(g: Builder, x: Any, residual: Any, weight: Any, bias: Any = None) -> Any:
     """A linear layer whose result is added to the residual."""
@@ -38,10 +49,35 @@ def linear_add(g: Builder, x: Any, residual: Any, weight: Any, bias: Any = None)
     inputs=["x: act[M, K]"],
     weights=["gate: any[F, K]", "up: any[F, K]"],
     outputs=["y: act[M, F]"],
+    cases=lambda: (Case(case.dims) for case in linear_cases("M", "K", "F")),
 )
 def gate_up_swiglu(g: Builder, x: Any, gate: Any, up: Any) -> Any:
     """The gated activation of an MLP with both of its projections."""
     return g.op("swiglu", gate=g.op("linear", x=x, weight=gate), up=g.op("linear", x=x, weight=up))
+
+
+QKV_SHAPES = (  # T, K, heads, kv_heads, head_dim, pairs, page_size, interleaved, present
+    (0, 256, 2, 1, 16, 8, 16, False, ()),
+    (1, 256, 4, 4, 16, 8, 16, True, ()),
+    (7, 256, 3, 1, 32, 16, 4, True, ("bq", "bk", "bv")),
+    (33, 512, 9, 3, 64, 32, 16, False, ("nq", "nk")),
+    (5, 64, 8, 1, 24, 6, 1, False, ("bq", "bk", "bv", "nq", "nk")),
+)
+
+
+def _token_indices(dims: Mapping[str, int], rng: np.random.Generator, *, page_size: int) -> dict[str, Any]:
+    return indices("positions", "T", below="P")(dims, rng) | slots_of(dims, rng, page_size=page_size)
+
+
+def _qkv_cases() -> Iterator[Case]:
+    for tokens, k, heads, kv_heads, head_dim, pairs, page_size, interleaved, present in QKV_SHAPES:
+        dims = {"T": tokens, "K": k, "D": heads * head_dim, "G": kv_heads * head_dim, "C": head_dim}
+        yield Case(
+            dims | {"P": 40, "F": pairs},
+            {"head_dim": head_dim, "page_size": page_size, "interleaved": interleaved, "eps": 1e-6},
+            present,
+            partial(_token_indices, page_size=page_size),
+        )
 
 
 @fused(
@@ -60,6 +96,7 @@ def gate_up_swiglu(g: Builder, x: Any, gate: Any, up: Any) -> Any:
     ],
     states=["kv: state"],
     outputs=["q: act[T, D]"],
+    cases=_qkv_cases,
 )
 def qkv_rope_kv_write(
     g: Builder,
@@ -100,6 +137,7 @@ def qkv_rope_kv_write(
     inputs=["x: act[M, K]"],
     weights=["weight: any[N, K]"],
     outputs=["ids: i32[M]"],
+    cases=lambda: (Case(case.dims) for case in linear_cases("M", "K", "N")),
 )
 def classifier_argmax(g: Builder, x: Any, weight: Any) -> Any:
     """The greedy next token without keeping the logits."""

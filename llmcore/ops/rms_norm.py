@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from llmcore.ops.base import op
+from llmcore.ops.base import Case, op
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+SHAPES = (  # M, D, C
+    *((0, 64, 64), (1, 1, 1), (1, 576, 576), (2, 7, 7), (3, 33, 33), (33, 256, 256)),
+    *((1, 64, 16), (7, 96, 32), (2, 50, 5)),  # heads
+)
+
+
+def _quiet(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    """Values whose mean square is about ``eps``: a kernel that misplaces it, or takes another, is off by far."""
+    return {"x": (rng.standard_normal((dims["M"], dims["D"])) * 2e-3).astype("float32")}
+
+
+def _loud(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    """Values of very different size from row to row, as hidden states have them."""
+    scales = 10.0 ** rng.uniform(-2, 4, (dims["M"], 1))
+    return {"x": (rng.standard_normal((dims["M"], dims["D"])) * scales).astype("float32")}
+
+
+def rms_norm_cases() -> Iterator[Case]:
+    """Whole rows, heads, and values at both ends of the scale."""
+    for rows, width, group in SHAPES:
+        yield Case({"M": rows, "D": width, "C": group}, {"eps": 1e-5})
+    yield Case({"M": 3, "D": 64, "C": 64}, {"eps": 1e-6}, inputs=_quiet, note="quiet")
+    yield Case({"M": 7, "D": 64, "C": 64}, {"eps": 1e-5}, inputs=_loud, note="loud")
 
 
 @op(
@@ -15,6 +41,7 @@ if TYPE_CHECKING:
     weights=["weight: f32[C]"],
     outputs=["y: act[M, D]"],
     inplace={"y": ("x",)},
+    cases=rms_norm_cases,
 )
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     """Each group of ``C`` consecutive elements divided by its RMS, times ``weight``.

@@ -6,12 +6,30 @@ formulas), so one kernel serves them all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llmcore.ops.base import op
+from llmcore.ops.base import Case, op
+from llmcore.ops.cases import indices
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SHAPES = (  # tokens, heads, head_dim, pairs, positions in the table
+    *((0, 2, 16, 8, 4), (1, 1, 2, 1, 1), (1, 9, 64, 32, 50), (7, 3, 32, 16, 9), (33, 2, 128, 64, 40)),
+    *((3, 4, 24, 12, 7), (2, 3, 80, 16, 11), (5, 1, 10, 3, 5)),  # the last two turn a part of each head only
+)
+
+
+def _cases() -> Iterator[Case]:
+    for tokens, heads, head_dim, pairs, positions in SHAPES:
+        for interleaved in (False, True):
+            yield Case(
+                {"T": tokens, "D": heads * head_dim, "P": positions, "F": pairs},
+                {"head_dim": head_dim, "interleaved": interleaved},
+                inputs=indices("positions", "T", below="P"),
+            )
 
 
 @op(
@@ -19,12 +37,13 @@ if TYPE_CHECKING:
     weights=["cos: f32[P, F]", "sin: f32[P, F]"],
     outputs=["y: act[T, D]"],
     inplace={"y": ("x",)},
+    cases=_cases,
 )
 def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, *, head_dim: int, interleaved: bool) -> Tensor:
     """Rotates the first ``2 * F`` elements of every head by the angles of the token's position.
 
-    Pair ``f`` is elements ``(f, f + F)`` of a head, or ``(2f, 2f + 1)`` where ``interleaved`` (Llama weights as GGUF stores them).
-    Elements beyond ``2 * F`` pass unchanged.
+    Pair ``f`` is elements ``(f, f + F)`` of a head, or ``(2f, 2f + 1)`` where ``interleaved`` (Llama weights as GGUF
+    stores them). Elements beyond ``2 * F`` pass unchanged.
     """
     import torch
 
