@@ -1,15 +1,19 @@
 """Native programs: rows of (function, operand table) run by one compiled loop with a worker pool.
 
-Every native kernel is ``void kernel(int64 operands, int64 thread, int64 threads)``: a Numba ``@cfunc`` or a function of any
-shared library. ``operands`` is the address of an int64 table:
+Every native kernel is ``void kernel(int64 operands, int64 thread, int64 threads)``: a Numba ``@cfunc`` or a function
+of any shared library. ``operands`` is the address of an int64 table:
 
 ====================  =========================================================================================
 ``[0]``               address of the row's claim counter (int64, zero when the row begins): work is claimed in chunks
 ``[1]``               address of scratch memory, ``SCRATCH_BYTES`` for every thread
 then                  one address per tensor parameter, in the order of the op's signature; 0 for one that is absent
 then                  one address per dim letter (``OpSpec.dims`` order), of the int64 that holds its value in this step
-then                  the attributes in signature order: integers and booleans as they are, floats as the bits of a float64
+then                  the attributes in signature order: integers and booleans as they are, floats as float64 bits
 ====================  =========================================================================================
+
+A kernel does its work only in claimed chunks (``atomically counter++`` until the chunks run out). Threads come late to
+a row, or never, and one that comes when all chunks are taken returns without a trace; so work is never divided by
+``threads``. Claim counters lie on cache lines of their own, 64 bytes apart.
 """
 
 HEADER = 2  # operands before the first tensor
