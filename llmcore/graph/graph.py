@@ -1,0 +1,139 @@
+"""The graph: ops in the order in which they run, over values with symbolic shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llmcore import ops
+from llmcore.dims import Dim, Shape
+from llmcore.errors import RegistryError
+from llmcore.layers.base import Const, State, Weight
+from llmcore.ops import OpSpec
+
+Kind = Literal["input", "weight", "const", "state", "temp"]
+
+
+@dataclass(eq=False)
+class Value:
+    """One edge of the graph.
+
+    Attributes:
+        dtype: ``act``, ``f32``, ``i32``, ``any`` (a weight in its own format) or ``state``.
+        source: the layer's Weight, Const or State, where it is one.
+        producer: the node that makes it, for a ``temp``.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    kind: Kind
+    source: Weight | Const | State | None = None
+    producer: Node | None = None
+
+
+@dataclass(eq=False)
+class Node:
+    """One call of an op.
+
+    Attributes:
+        args: parameter name → value, for inputs, weights and states that are present.
+        outputs: output name → value.
+        dims: dim letter → size.
+    """
+
+    op: OpSpec
+    path: str
+    args: dict[str, Value]
+    attrs: dict[str, Any]
+    dims: dict[str, Dim]
+    outputs: dict[str, Value] = field(default_factory=dict)
+
+    def values(self) -> Iterator[Value]:
+        """Everything that it reads or writes."""
+        yield from self.args.values()
+        yield from self.outputs.values()
+
+
+class Graph:
+    """A graph under construction; it is the builder that layers and decompositions write to."""
+
+    def __init__(self, inputs: Mapping[str, tuple[Shape, str]]) -> None:
+        """A graph without nodes that may read the given inputs."""
+        self.inputs = {name: Value(name, shape, dtype, "input") for name, (shape, dtype) in inputs.items()}
+        self.nodes: list[Node] = []
+        self.outputs: dict[str, Value] = {}
+        self._weights: dict[str, Value] = {}
+        self._others: dict[Const | State, Value] = {}
+        self._path: list[str] = []
+
+    def input(self, name: str) -> Value:
+        """The step input ``name``."""
+        return self.inputs[name]
+
+    @contextmanager
+    def scope(self, path: str) -> Iterator[None]:
+        """Ops added inside belong to ``path``."""
+        self._path.append(path)
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    @property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Every checkpoint tensor that the graph reads, with the shape that it must have."""
+        return {key: value.source.shape for key, value in self._weights.items() if isinstance(value.source, Weight)}
+
+    def op(self, name: str, /, **arguments: Any) -> Any:
+        """Adds a call of op ``name``; its output, a tuple of several, or None.
+
+        Raises:
+            RegistryError: an unknown op or argument, or shapes that do not fit together.
+        """
+        spec = ops.get(name)
+        attrs = {key: arguments.pop(key) for key in spec.attrs if key in arguments}
+        args = {key: self._value(value, spec, key) for key, value in arguments.items() if value is not None}
+        self._check(spec, args, attrs)
+        dims = spec.unify({key: value.shape for key, value in args.items()})
+        node = Node(spec, self._path[-1] if self._path else "", args, attrs, dims)
+        for param in spec.outputs:
+            shape = tuple(dims[letter] for letter in param.dims)
+            node.outputs[param.name] = Value(f"{node.path}:{param.name}", shape, param.type, "temp", producer=node)
+        self.nodes.append(node)
+        made = tuple(node.outputs.values())
+        return made[0] if len(made) == 1 else made or None
+
+    def _check(self, spec: OpSpec, args: Mapping[str, Value], attrs: Mapping[str, Any]) -> None:
+        wanted = {param.name for param in spec.of("input", "weight", "state")}
+        needed = {param.name for param in spec.of("input", "weight", "state") if not param.optional}
+        if needed - set(args) or set(args) - wanted or set(spec.attrs) - set(attrs):
+            raise RegistryError(f"op {spec.name} got {sorted(args)} and {sorted(attrs)}", remedy=spec.signature())
+
+    def _value(self, given: Any, spec: OpSpec, name: str) -> Value:
+        if isinstance(given, Value):
+            return given
+        if isinstance(given, Weight):
+            kind = next(param.type for param in spec.params if param.name == name)
+            found = self._weights.setdefault(given.key, Value(given.key, given.shape, kind, "weight", given))
+            if found.shape != given.shape or found.dtype != kind:
+                raise RegistryError(
+                    f"weight {given.key} is used as {found.shape} {found.dtype} and {given.shape} {kind}"
+                )
+            return found
+        if isinstance(given, Const):
+            return self._others.setdefault(given, Value(given.name, given.array.shape, "f32", "const", given))
+        if isinstance(given, State):
+            return self._others.setdefault(given, Value(f"kv.{given.layer}", (), "state", "state", given))
+        raise RegistryError(f"op {spec.name}: argument {name} is a {type(given).__name__}, not a value of the graph")
+
+
+def consumers(nodes: list[Node]) -> dict[Value, list[Node]]:
+    """Value → the nodes that read it, in order."""
+    found: dict[Value, list[Node]] = {}
+    for node in nodes:
+        for value in node.args.values():
+            found.setdefault(value, []).append(node)
+    return found

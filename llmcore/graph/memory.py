@@ -1,0 +1,154 @@
+"""The memory plan: every intermediate value gets an offset in one arena, by liveness.
+
+Values that are never alive together share bytes. An output takes over the memory of an input that dies with the op where the op allows
+it. Offsets are assigned by the greedy-by-size strategy of Pisarchyk & Lee 2020 (arXiv:2001.03288); the lower bound that the
+result is compared with is the largest set of bytes alive at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmcore.dims import Shape, extent
+from llmcore.graph.graph import Graph, Node, Value
+
+ALIGNMENT = 64  # bytes: a cache line
+
+
+@dataclass
+class Block:
+    """Bytes that one value, or a chain of values taken over in place, occupies from ``first`` to ``last`` node."""
+
+    values: list[Value]
+    nbytes: int
+    first: int
+    last: int
+    offset: int = 0
+
+    def meets(self, other: Block) -> bool:
+        """Whether the two are ever alive at once."""
+        return self.first <= other.last and other.first <= self.last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies.
+
+    Attributes:
+        offsets: value → byte offset in the arena.
+        nbytes: size of the arena.
+        lower_bound: the largest live set: no plan can be smaller.
+        total: what the values would take without sharing.
+    """
+
+    offsets: Mapping[Value, int]
+    nbytes: int
+    lower_bound: int
+    total: int
+    blocks: Sequence[Block] = field(repr=False)
+
+    @property
+    def reuse(self) -> float:
+        """How many times over the arena's bytes are used."""
+        return self.total / self.nbytes if self.nbytes else 1.0
+
+
+def nbytes_of(shape: Shape, sizes: Mapping[str, int], itemsize: int) -> int:
+    """Bytes of a dense value, rounded up to the alignment; at least one line, so that addresses stay distinct."""
+    count = itemsize
+    for dim in shape:
+        count *= extent(dim, sizes)
+    return max(-(-count // ALIGNMENT), 1) * ALIGNMENT
+
+
+def plan(graph: Graph, sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> Plan:
+    """Plans the temporaries of ``graph`` at the given sizes; its outputs live elsewhere.
+
+    Args:
+        dtypes: value dtype (``act`` …) → numpy dtype name.
+    """
+    blocks = _blocks(graph, sizes, {name: np.dtype(kind).itemsize for name, kind in dtypes.items()})
+    size = _place(blocks)
+    bound = max((sum(b.nbytes for b in blocks if b.first <= i <= b.last) for i in range(len(graph.nodes))), default=0)
+    offsets = {value: block.offset for block in blocks for value in block.values}
+    total = sum(
+        nbytes_of(value.shape, sizes, np.dtype(dtypes[value.dtype]).itemsize)
+        for block in blocks
+        for value in block.values
+    )
+    return Plan(offsets, size, bound, total, blocks)
+
+
+def _blocks(graph: Graph, sizes: Mapping[str, int], itemsize: Mapping[str, int]) -> list[Block]:
+    external = set(graph.outputs.values())
+    last_use: dict[Value, int] = {}
+    for i, node in enumerate(graph.nodes):
+        last_use.update(dict.fromkeys(node.values(), i))
+    block_of: dict[Value, Block] = {}
+    blocks: list[Block] = []
+    for i, node in enumerate(graph.nodes):
+        taken: set[int] = set()
+        for name, value in node.outputs.items():
+            if value in external:
+                continue
+            size = nbytes_of(value.shape, sizes, itemsize[value.dtype])
+            heir = _inherited(node, name, i, size, block_of, taken)
+            if heir is None:
+                heir = Block([], size, i, i)
+                blocks.append(heir)
+            taken.add(id(heir))
+            heir.values.append(value)
+            heir.last = last_use[value]
+            block_of[value] = heir
+    return blocks
+
+
+def _inherited(
+    node: Node, output: str, i: int, size: int, block_of: Mapping[Value, Block], taken: set[int]
+) -> Block | None:
+    """The block of an input that dies at node ``i`` and that ``output`` may take over."""
+    for name in node.op.inplace.get(output, ()):
+        value = node.args.get(name)
+        block = block_of.get(value) if value is not None else None
+        shared = (
+            sum(argument is value for argument in node.args.values()) > 1
+        )  # add(x, x) may be read after it is written
+        if block and block.last == i and block.nbytes == size and id(block) not in taken and not shared:
+            return block
+    return None
+
+
+def _place(blocks: Sequence[Block]) -> int:
+    """Assigns offsets; returns the arena's size. Of a few orders the one that packs best is kept."""
+    orders = (
+        sorted(blocks, key=lambda b: (-b.nbytes, b.first)),
+        sorted(blocks, key=lambda b: (-b.nbytes * (b.last - b.first + 1), b.first)),
+        sorted(blocks, key=lambda b: (b.first, -b.nbytes)),
+    )
+    best: tuple[int, list[int]] | None = None
+    for order in orders:
+        size = _fit(order)
+        if best is None or size < best[0]:
+            best = size, [block.offset for block in blocks]
+    if best is None:
+        return 0
+    for block, offset in zip(blocks, best[1], strict=True):
+        block.offset = offset
+    return best[0]
+
+
+def _fit(order: Sequence[Block]) -> int:
+    """Puts each block at the lowest offset that is free for as long as it lives."""
+    placed: list[Block] = []
+    for block in order:
+        offset = 0
+        for other in sorted((b for b in placed if b.meets(block)), key=lambda b: b.offset):
+            if other.offset - offset >= block.nbytes:
+                break
+            offset = max(offset, other.offset + other.nbytes)
+        block.offset = offset
+        placed.append(block)
+    return max((block.offset + block.nbytes for block in placed), default=0)

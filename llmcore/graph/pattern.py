@@ -1,0 +1,165 @@
+"""Patterns: a fused op's decomposition, traced once and looked for in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from llmcore import ops
+from llmcore.graph.graph import Graph, Node, Value
+from llmcore.ops import OpSpec
+
+
+@dataclass(eq=False)
+class Hole:
+    """A tensor of the pattern: an argument of the fused op, or what one of its parts makes."""
+
+    name: str
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class AttrHole:
+    """An attribute of the fused op, wherever its parts use it."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Part:
+    """One op of the decomposition."""
+
+    op: str
+    args: dict[str, Hole]
+    attrs: dict[str, Any]
+    outputs: dict[str, Hole] = field(default_factory=dict)
+
+
+class Tracer:
+    """A builder that records a decomposition."""
+
+    def __init__(self) -> None:
+        """Nothing recorded yet."""
+        self.parts: list[Part] = []
+
+    def op(self, name: str, /, **arguments: Any) -> Any:
+        """Records one part."""
+        spec = ops.get(name)
+        attrs = {key: arguments.pop(key) for key in spec.attrs}
+        part = Part(name, {key: value for key, value in arguments.items() if value is not None}, attrs)
+        part.outputs = {param.name: Hole(param.name, part) for param in spec.outputs}
+        self.parts.append(part)
+        made = tuple(part.outputs.values())
+        return made[0] if len(made) == 1 else made or None
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """One variant of a fused op: which optional arguments it has, and the parts that it stands for."""
+
+    spec: OpSpec
+    holes: dict[str, Hole]
+    parts: tuple[Part, ...]
+    results: dict[str, Hole]
+
+
+def patterns(spec: OpSpec) -> Iterator[Pattern]:
+    """All variants of fused op ``spec``, those with most arguments first."""
+    assert spec.decompose is not None
+    tensors = spec.of("input", "weight", "state")
+    optional = [param.name for param in tensors if param.optional]
+    for count in range(len(optional), -1, -1):
+        for present in combinations(optional, count):
+            holes = {p.name: Hole(p.name) for p in tensors if not p.optional or p.name in present}
+            tracer = Tracer()
+            attrs = {name: AttrHole(name) for name in spec.attrs}
+            results = spec.decompose(tracer, *(holes.get(p.name) for p in tensors), **attrs)
+            made = results if isinstance(results, tuple) else (results,)
+            used = {id(hole) for part in tracer.parts for hole in part.args.values()}
+            if all(id(hole) in used for hole in holes.values()):  # else an optional argument that means nothing alone
+                outputs = {param.name: hole for param, hole in zip(spec.outputs, made, strict=True)}
+                yield Pattern(spec, holes, tuple(tracer.parts), outputs)
+
+
+@dataclass
+class Match:
+    """Where a pattern was found."""
+
+    pattern: Pattern
+    nodes: dict[int, Node]  # id of a part → its node
+    values: dict[int, Value]  # id of a hole → its value
+    attrs: dict[str, Any]
+
+    def value(self, hole: Hole) -> Value:
+        """What stands for ``hole``."""
+        return self.values[id(hole)]
+
+
+class Matcher:
+    """Looks for patterns in one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        """Indexes the graph's nodes by op."""
+        self.graph = graph
+        self.by_op: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            self.by_op.setdefault(node.op.name, []).append(node)
+
+    def find(self, pattern: Pattern, taken: set[int]) -> Iterator[Match]:
+        """Every match whose last part is a node of the graph, in graph order; nodes with ids in ``taken`` are left alone."""
+        anchor = pattern.parts[-1]
+        for node in self.by_op.get(anchor.op, ()):
+            if id(node) not in taken:
+                match = Match(pattern, {}, {}, {})
+                if self._part(match, anchor, node, taken) and self._others(match, taken):
+                    yield match
+
+    def _others(self, match: Match, taken: set[int]) -> bool:
+        """Finds the parts that the anchor does not depend on (a store into the cache), latest first."""
+        for part in reversed(match.pattern.parts):
+            if id(part) in match.nodes:
+                continue
+            for node in self._candidates(match, part):
+                trial = Match(match.pattern, dict(match.nodes), dict(match.values), dict(match.attrs))
+                if id(node) not in taken and self._part(trial, part, node, taken):
+                    match.nodes, match.values, match.attrs = trial.nodes, trial.values, trial.attrs
+                    break
+            else:
+                return False
+        return True
+
+    def _candidates(self, match: Match, part: Part) -> Sequence[Node]:
+        used = {id(node) for node in match.nodes.values()}
+        return [node for node in self.by_op.get(part.op, ()) if id(node) not in used]
+
+    def _part(self, match: Match, part: Part, node: Node, taken: set[int]) -> bool:
+        if id(part) in match.nodes:
+            return match.nodes[id(part)] is node
+        if node.op.name != part.op or node.args.keys() != part.args.keys() or id(node) in taken:
+            return False
+        match.nodes[id(part)] = node
+        for name, hole in part.outputs.items():
+            if not self._bind(match, hole, node.outputs[name]):
+                return False
+        for name, wanted in part.attrs.items():
+            if not _attribute(match, wanted, node.attrs[name]):
+                return False
+        return all(self._argument(match, hole, node.args[name], taken) for name, hole in part.args.items())
+
+    def _argument(self, match: Match, hole: Hole, value: Value, taken: set[int]) -> bool:
+        if not self._bind(match, hole, value):
+            return False
+        if hole.part is None:
+            return True
+        return value.producer is not None and self._part(match, hole.part, value.producer, taken)
+
+    def _bind(self, match: Match, hole: Hole, value: Value) -> bool:
+        return match.values.setdefault(id(hole), value) is value
+
+
+def _attribute(match: Match, wanted: Any, value: Any) -> bool:
+    if isinstance(wanted, AttrHole):
+        return bool(match.attrs.setdefault(wanted.name, value) == value)
+    return bool(wanted == value)

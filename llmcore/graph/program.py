@@ -1,0 +1,218 @@
+"""The program: a graph bound to kernels and memory for steps of up to a given size. Built once, run every step, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmcore.dims import STEP_DIMS, Sym, extent
+from llmcore.errors import RegistryError
+from llmcore.graph.fusion import fuse
+from llmcore.graph.graph import Graph, Node, Value
+from llmcore.graph.inputs import StepInputs
+from llmcore.graph.memory import Plan, plan
+from llmcore.graph.segments import BoundCall, CallSegment, NativeRow, NativeSegment, Segment, bits
+from llmcore.graph.weight_store import WeightStore
+from llmcore.layers.base import Const, State
+from llmcore.ops import Param
+from llmcore.plugins import resolve
+from llmcore.registry.choose import Choice, Registry
+from llmcore.registry.node import NodeView
+from llmcore.registry.operand import Operand, aligned, view_of
+
+if TYPE_CHECKING:  # the pool imports numba, which a program of torch calls does not need
+    from llmcore.native.pool import WorkerPool
+
+Array = np.ndarray[Any, Any]
+NUMPY = {"act": "float32", "f32": "float32", "i32": "int32"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What ``llmcore explain`` shows of one node."""
+
+    op: str
+    path: str
+    backend: str
+    kernel: str
+    abi: str
+    reason: str
+    segment: int
+
+
+@dataclass
+class Memory:
+    """Everything outside of the arena that a program's operands lie in.
+
+    Attributes:
+        states: layer → its KV pages.
+        outputs: output name → where it is written; its leading axis is as long as any program needs.
+    """
+
+    weights: WeightStore
+    states: Mapping[int, Array]
+    outputs: Mapping[str, Array]
+
+
+class Compiler:
+    """Makes programs for one model: chooses kernels, fuses, plans, binds."""
+
+    def __init__(self, registry: Registry, memory: Memory, inputs: StepInputs, pool: WorkerPool) -> None:
+        """All programs of one compiler share inputs, weights, states, outputs, arena and workers."""
+        self.registry = registry
+        self.memory = memory
+        self.inputs = inputs
+        self.pool = pool
+        self.arena = aligned(0)
+
+    def fuse(self, graph: Graph, sizes: Mapping[str, int]) -> None:
+        """Replaces parts of ``graph`` by fused ops that a backend at least as wanted as those of the parts offers."""
+        asked = self.registry.preference
+
+        def rank(backend: str) -> int:
+            return asked.order.index(backend) if backend in asked.order else -1
+
+        def accept(node: Node, parts: list[Node]) -> bool:
+            choice, _ = self.registry.find(self.view(node, sizes))
+            if choice is None:
+                return False
+            if node.op.name in asked.ops:
+                return True
+            if any(part.op.name in asked.ops for part in parts):
+                return False  # the user chose a kernel for a part: it must run
+            chosen = (self.registry.choose(self.view(part, sizes)) for part in parts)
+            return all(rank(choice.backend) <= rank(part.backend) for part in chosen)
+
+        fuse(graph, accept)
+
+    def view(self, node: Node, sizes: Mapping[str, int]) -> NodeView:
+        """``node`` as kernels are asked about it."""
+        formats = {
+            name: self.memory.weights.format(value.name) for name, value in node.args.items() if value.dtype == "any"
+        }
+        dims = {letter: extent(dim, sizes) for letter, dim in node.dims.items()}
+        present = frozenset(param.name for param in node.op.params if param.optional and param.name in node.args)
+        return NodeView(node.op.name, node.path, "cpu", "float32", dims, formats, node.attrs, present)
+
+    def build(self, graph: Graph, sizes: Mapping[str, int]) -> Program:
+        """Binds ``graph`` for steps of up to ``sizes``.
+
+        Raises:
+            RegistryError: a node that no backend has a kernel for, naming what each lacks.
+        """
+        choices = [self.registry.choose(self.view(node, sizes)) for node in graph.nodes]
+        layout = plan(graph, sizes, NUMPY)
+        if layout.nbytes > self.arena.nbytes:
+            self.arena = aligned(layout.nbytes)
+        binder = Binder(self, graph, layout, sizes)
+        segments: list[Segment] = []
+        rows: list[Row] = []
+        for abi, group in groupby(range(len(choices)), key=lambda i: choices[i].kernel.abi):
+            members = list(group)
+            for i in members:
+                choice, node = choices[i], graph.nodes[i]
+                kernel = choice.kernel.target
+                rows.append(Row(node.op.name, node.path, choice.backend, kernel, abi, choice.reason, len(segments)))
+            if abi == "native":
+                native = [binder.row(graph.nodes[i], choices[i]) for i in members]
+                segments.append(NativeSegment(self.pool, members, native))
+            else:
+                calls = [binder.call(graph.nodes[i], choices[i]) for i in members]
+                segments.append(CallSegment(members, calls))
+        return Program(segments, rows, layout, self.arena, binder.constants)
+
+
+class Binder:
+    """Turns nodes into rows and calls: finds each argument's memory."""
+
+    def __init__(self, compiler: Compiler, graph: Graph, layout: Plan, sizes: Mapping[str, int]) -> None:
+        """A binder for one program."""
+        self.memory = compiler.memory
+        self.inputs = compiler.inputs
+        self.arena = compiler.arena
+        self.layout = layout
+        self.sizes = sizes
+        self.names = {value: name for name, value in graph.outputs.items()}
+        fixed = sorted({dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
+        self.constants = np.array(fixed, np.int64)  # fixed dims: kernels read every dim from an address
+        self.constant_at = {dim: int(self.constants.ctypes.data) + 8 * i for i, dim in enumerate(fixed)}
+
+    def operand(self, value: Value, choice: Choice) -> Operand:
+        """The memory of ``value`` as the chosen kernel reads it."""
+        if value in self.names:
+            return Operand(value.name, self.memory.outputs[self.names[value]], value.shape)
+        if value.kind == "input":
+            return Operand(value.name, self.inputs.arrays[value.name], value.shape)
+        if isinstance(value.source, State):
+            return Operand(value.name, self.memory.states[value.source.layer], ())
+        if isinstance(value.source, Const):
+            return Operand(value.name, value.source.array, value.shape)
+        if value.kind == "weight":
+            store = self.memory.weights
+            array = store.operand(value.name, choice.kernel) if value.dtype == "any" else store.float32(value.name)
+            return Operand(value.name, array, value.shape)
+        offset = self.layout.offsets[value]
+        return Operand(
+            value.name, view_of(self.arena, offset, value.shape, NUMPY[value.dtype], self.sizes), value.shape
+        )
+
+    def operands(self, node: Node, choice: Choice) -> list[Operand | None]:
+        """Memory for every parameter of the op in order, None for those that are absent."""
+
+        def find(param: Param) -> Operand | None:
+            value = node.outputs.get(param.name) or node.args.get(param.name)
+            return None if value is None else self.operand(value, choice)
+
+        return [find(param) for param in node.op.params]
+
+    def row(self, node: Node, choice: Choice) -> NativeRow:
+        """A native call: addresses of tensors and dims, then attributes."""
+        tensors = [0 if operand is None else operand.address for operand in self.operands(node, choice)]
+        dims = [self.address_of(node, letter) for letter in node.op.dims]
+        attrs = [bits(node.attrs[name]) for name in node.op.attrs]
+        function = resolve(choice.kernel.target)()
+        if not isinstance(function, int):
+            raise RegistryError(
+                f"kernel {choice.kernel.target} of backend {choice.backend} is not native: it returned {function!r}",
+                remedy='a target with abi="native" returns the address of its function',
+            )
+        return NativeRow(function, [*tensors, *dims, *attrs])
+
+    def address_of(self, node: Node, letter: str) -> int:
+        """Where the current size of a dim lies; a dim of an absent parameter is 0."""
+        dim = node.dims.get(letter)
+        if isinstance(dim, Sym):
+            return self.inputs.address_of(dim.name)
+        return 0 if dim is None else self.constant_at[dim]
+
+    def call(self, node: Node, choice: Choice) -> BoundCall:
+        """A Python call with its views."""
+        slots = {dim.name: i for i, dim in enumerate(STEP_DIMS)}
+        function = resolve(choice.kernel.target)
+        operands = self.operands(node, choice)
+        return BoundCall(function, operands, choice.kernel.view, node.attrs, self.inputs.block, slots)
+
+
+class Program:
+    """Segments over one arena.
+
+    Attributes:
+        rows: every node with its kernel and the reason for it.
+        plan: the memory plan.
+    """
+
+    def __init__(self, segments: list[Segment], rows: list[Row], layout: Plan, *keep: Any) -> None:
+        """``keep`` is memory that operand tables point to."""
+        self.segments = segments
+        self.rows = rows
+        self.plan = layout
+        self._keep = keep
+
+    def run(self) -> None:
+        """Runs the step whose inputs and sizes the compiler's StepInputs hold."""
+        for segment in self.segments:
+            segment.run()

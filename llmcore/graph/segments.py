@@ -1,0 +1,115 @@
+"""Segments: the runs of nodes of one kind that a program consists of."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from llmcore.native import HEADER
+from llmcore.registry.operand import Operand, aligned
+
+if TYPE_CHECKING:
+    from llmcore.native.pool import WorkerPool
+
+
+class Segment(Protocol):
+    """Consecutive nodes that run by one mechanism."""
+
+    kind: str
+    nodes: list[int]
+
+    def run(self) -> None:
+        """Runs them over the sizes that the step block holds."""
+
+
+def bits(value: Any) -> int:
+    """An attribute as a native kernel reads it: integers and booleans as they are, floats as the bits of a float64."""
+    if isinstance(value, float):
+        return int(struct.unpack("<q", struct.pack("<d", value))[0])
+    return int(value)
+
+
+@dataclass(frozen=True)
+class NativeRow:
+    """One native call before it has a place in a table: function, and operands after the header."""
+
+    function: int
+    operands: Sequence[int]
+
+
+class NativeSegment:
+    """Rows of (function, operand table), run by one compiled loop on all workers of a pool."""
+
+    kind = "native"
+
+    def __init__(self, pool: WorkerPool, nodes: list[int], rows: Sequence[NativeRow]) -> None:
+        """Lays the tables out: a claim counter on a cache line of its own for every row, operands behind each other."""
+        self.nodes = nodes
+        self.pool = pool
+        self.counters = aligned(64 * len(rows)).view(np.int64)
+        self.operands = np.zeros(sum(HEADER + len(row.operands) for row in rows), np.int64)
+        self.table = np.zeros((len(rows), 2), np.int64)
+        start = 0
+        for i, row in enumerate(rows):
+            self.table[i] = row.function, self.operands.ctypes.data + 8 * start
+            self.operands[start] = self.counters.ctypes.data + 64 * i
+            self.operands[start + 1] = pool.scratch
+            start += HEADER + len(row.operands)
+            self.operands[start - len(row.operands) : start] = row.operands
+
+    def run(self) -> None:
+        """One pass of the compiled loop."""
+        self.pool.run(self.table)
+
+
+class BoundCall:
+    """A Python kernel with its arguments: views made at bind time, cut to a step's sizes when these change."""
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        operands: Sequence[Operand | None],
+        view: str,
+        attrs: Mapping[str, Any],
+        block: np.ndarray[Any, Any],
+        slots: Mapping[str, int],
+    ) -> None:
+        """Args: ``block`` is the step block and ``slots`` each step dimension's index in it."""
+        self.function = function
+        self.attrs = dict(attrs)
+        self.whole = [None if operand is None else operand.view(view) for operand in operands]
+        self.cuts = [
+            (i, slots[operand.leading]) for i, operand in enumerate(operands) if operand is not None and operand.leading
+        ]
+        self.block = block
+        self.sizes: list[int] | None = None
+        self.args = list(self.whole)
+
+    def __call__(self) -> None:
+        """Runs the kernel over the step's sizes."""
+        sizes = self.block.tolist()
+        if sizes != self.sizes:
+            for i, slot in self.cuts:
+                self.args[i] = self.whole[i][: sizes[slot]]  # type: ignore[index]
+            self.sizes = sizes
+        self.function(*self.args, **self.attrs)
+
+
+class CallSegment:
+    """Bound Python kernels, one after the other."""
+
+    kind = "calls"
+
+    def __init__(self, nodes: list[int], calls: Sequence[BoundCall]) -> None:
+        """A segment of the given calls."""
+        self.nodes = nodes
+        self.calls = list(calls)
+
+    def run(self) -> None:
+        """Calls them in order."""
+        for call in self.calls:
+            call()

@@ -1,0 +1,69 @@
+"""The weights of one model as its kernels read them: mapped where possible, converted or repacked where a kernel asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmcore.hookspecs import KernelInfo
+from llmcore.plugins import resolve
+from llmcore.weights.tensor import Tensor
+
+Array = np.ndarray[Any, Any]
+Key = tuple[str, str, int]
+
+
+@dataclass
+class WeightStore:
+    """Tensors of a checkpoint by name, and what was made of them.
+
+    Every repack is kept under (tensor, layout name, layout version), so that programs of all buckets and a tied table share it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    made: dict[Key, Array] = field(default_factory=dict)
+    mapped: set[str] = field(default_factory=set)
+
+    def format(self, key: str) -> str:
+        """The format of tensor ``key``."""
+        return self.tensors[key].format.name
+
+    def float32(self, key: str) -> Array:
+        """A small tensor (norm, bias) as float32: the mapping itself if it is float32 there."""
+        tensor = self.tensors[key]
+        if tensor.format.name == "F32":
+            return self._mapped(key, tensor.numpy())
+        return self._make((key, "float32", 1), tensor.dequantize)
+
+    def operand(self, key: str, kernel: KernelInfo) -> Array:
+        """A weight as ``kernel`` reads it: repacked by the kernel's own function, or as it lies in the file."""
+        tensor = self.tensors[key]
+        if kernel.pack:
+            name, version = kernel.layout or (kernel.pack, 0)
+            return self._make((key, name, version), lambda: resolve(kernel.pack)(tensor))
+        if tensor.format.block == 1:
+            return self._mapped(key, tensor.numpy())
+        rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+        return self._mapped(key, tensor.raw().reshape(rows, -1))  # [N, row bytes]
+
+    def _mapped(self, key: str, array: Array) -> Array:
+        self.mapped.add(key)
+        return array
+
+    def _make(self, key: Key, make: Callable[[], Array]) -> Array:
+        if key not in self.made:
+            self.made[key] = np.ascontiguousarray(make())
+        return self.made[key]
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes that kernels read from the mapped files."""
+        return sum(self.tensors[key].nbytes for key in self.mapped)
+
+    @property
+    def repacked_bytes(self) -> int:
+        """Bytes of private memory that repacks and conversions take."""
+        return sum(array.nbytes for array in self.made.values())
