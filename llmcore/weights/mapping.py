@@ -25,6 +25,8 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():  # opening a pipe would block for ever
+            raise CheckpointError("is missing, or not a regular file", file=path, remedy="check the path")
         try:
             with path.open("rb") as file:
                 self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -19,7 +19,7 @@ QUANTIZATION_VERSION = 2  # of the block layouts; files of version 1 hold other 
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` is a GGUF file by its name or first bytes, or a directory with exactly one and no safetensors."""
+    """Whether ``path`` is a GGUF file by its name or first bytes, or a directory with just one, no safetensors."""
     if path.is_dir():
         return len(list(path.glob("*.gguf"))) == 1 and not any(path.glob("*.safetensors"))
     if path.suffix.lower() == ".gguf":
