@@ -6,9 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from llmcore.errors import DownloadError
-
-PIECE = 1 << 20
+from llmcore.errors import DownloadError, ModelReferenceError
 
 
 def same(found: str, wanted: str) -> bool:
@@ -25,6 +23,18 @@ def sha256_of(path: Path) -> str:
     """The hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, wanted: str) -> None:
+    """Raises unless ``path`` is a file whose SHA-256 is ``wanted``."""
+    if not path.is_file():
+        raise ModelReferenceError(
+            f"{path}: a sha256 can be pinned for a single file only, and this is a directory",
+            remedy="leave out the sha256",
+        )
+    found = sha256_of(path)
+    if not same(found, wanted):
+        raise mismatch(path, found, wanted, "it is damaged or another file: get it again, or correct the pinned sha256")
 
 
 def note(path: Path, digest: str) -> None:

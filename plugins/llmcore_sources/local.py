@@ -41,22 +41,8 @@ def fetch(reference: str, options: FetchOptions) -> Path:
     if not path.exists():
         raise ModelReferenceError(f"{path}: there is no such file or directory", remedy=_near(path))
     if options.sha256:
-        verify(path, options.sha256)
+        digest.verify(path, options.sha256)
     return path
-
-
-def verify(path: Path, wanted: str) -> None:
-    """Raises unless ``path`` is a file whose SHA-256 is ``wanted``."""
-    if not path.is_file():
-        raise ModelReferenceError(
-            f"{path}: a sha256 can be pinned for a single file only, and this is a directory",
-            remedy="leave out the sha256",
-        )
-    found = digest.sha256_of(path)
-    if not digest.same(found, wanted):
-        raise digest.mismatch(
-            path, found, wanted, "it is damaged or another file: get it again, or correct the pinned sha256"
-        )
 
 
 def _near(path: Path) -> str:
