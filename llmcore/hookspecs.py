@@ -35,6 +35,7 @@ class KernelInfo:
         supported: import string of ``f(node: NodeView) -> str | None``: why not, or None where it can run.
         pack: import string of ``f(tensor: Tensor) -> np.ndarray``: repacks a weight into the layout named by ``layout``.
         layout: name and version of the private layout that ``pack`` makes, e.g. ``("dense-f32", 1)``.
+        exact: whether activations stay float32 inside; ``compute=exact`` takes no others.
         group: kernels of one group bind together from one backend (``"kv"``: ``kv_write`` and ``attention``).
     """
 
@@ -48,6 +49,7 @@ class KernelInfo:
     supported: str = ""
     pack: str = ""
     layout: tuple[str, int] | None = None
+    exact: bool = True
     group: str = ""
 
 
@@ -62,6 +64,7 @@ class BackendInfo:
         kv_layout: import string of the :class:`llmcore.cache.layout.KVLayout` that its ``kv`` group reads and writes.
         requires: import names that must be installed for it to run.
         ready: import string of ``f() -> str | None``: why the backend cannot run on this machine, or None.
+        prepare: import string of ``f(threads: int) -> None``, called before the first of its kernels is bound.
     """
 
     name: str
@@ -70,6 +73,7 @@ class BackendInfo:
     kv_layout: str = ""
     requires: tuple[str, ...] = ()
     ready: str = ""
+    prepare: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,13 @@ class Graph:
         self._others: dict[Const | State, Value] = {}
         self._path: list[str] = []
 
+    def fork(self) -> Graph:
+        """A graph that begins with this one's nodes and values, and grows by itself."""
+        other = Graph({})
+        other.inputs, other.nodes, other.outputs = dict(self.inputs), list(self.nodes), dict(self.outputs)
+        other._weights, other._others = dict(self._weights), dict(self._others)
+        return other
+
     def input(self, name: str) -> Value:
         """The step input ``name``."""
         return self.inputs[name]

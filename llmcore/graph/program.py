@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,8 @@ class Memory:
 class Compiler:
     """Makes programs for one model: chooses kernels, fuses, plans, binds."""
 
-    def __init__(self, registry: Registry, memory: Memory, inputs: StepInputs, pool: WorkerPool) -> None:
-        """All programs of one compiler share inputs, weights, states, outputs, arena and workers."""
+    def __init__(self, registry: Registry, memory: Memory, inputs: StepInputs, pool: Callable[[], WorkerPool]) -> None:
+        """All programs of one compiler share inputs, weights, states, outputs, arena and workers (started when first needed)."""
         self.registry = registry
         self.memory = memory
         self.inputs = inputs
@@ -105,6 +105,8 @@ class Compiler:
             RegistryError: a node that no backend has a kernel for, naming what each lacks.
         """
         choices = [self.registry.choose(self.view(node, sizes)) for node in graph.nodes]
+        for backend in {choice.backend for choice in choices}:
+            self.registry.prepare(backend)
         layout = plan(graph, sizes, NUMPY)
         if layout.nbytes > self.arena.nbytes:
             self.arena = aligned(layout.nbytes)
@@ -119,7 +121,7 @@ class Compiler:
                 rows.append(Row(node.op.name, node.path, choice.backend, kernel, abi, choice.reason, len(segments)))
             if abi == "native":
                 native = [binder.row(graph.nodes[i], choices[i]) for i in members]
-                segments.append(NativeSegment(self.pool, members, native))
+                segments.append(NativeSegment(self.pool(), members, native))
             else:
                 calls = [binder.call(graph.nodes[i], choices[i]) for i in members]
                 segments.append(CallSegment(members, calls))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from llmcore import ops
@@ -34,10 +34,14 @@ class Preference:
     Attributes:
         order: backend names, most wanted first.
         ops: op name → backend name, over the order.
+        exact: only kernels that keep activations in float32.
+        threads: what backends with threads of their own may use.
     """
 
     order: tuple[str, ...]
-    ops: Mapping[str, str]
+    ops: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False
+    threads: int = 1
 
 
 class Registry:
@@ -56,6 +60,7 @@ class Registry:
         self.backends = {name: plugins.backend(name) for name in (*preference.order, *preference.ops.values())}
         self.preference = preference
         self.group_backend = self._groups()
+        self._prepared: set[str] = set()
 
     def _groups(self) -> dict[str, str]:
         """Group → backend, for the groups that an override touches."""
@@ -98,7 +103,7 @@ class Registry:
             misfits = []
             for kernel in backend.kernels:
                 if kernel.op == node.op:
-                    misfit = _misfit(kernel, node)
+                    misfit = _misfit(kernel, node, self.preference.exact) or self._partial(backend, kernel)
                     if misfit is None:
                         return Choice(name, kernel, "; ".join([why, *passed])), passed
                     misfits.append(misfit)
@@ -115,6 +120,20 @@ class Registry:
             )
         return choice
 
+    def prepare(self, backend: str) -> None:
+        """Readies ``backend`` to run with the user's threads, once."""
+        if backend not in self._prepared and self.backends[backend].prepare:
+            resolve(self.backends[backend].prepare)(self.preference.threads)
+        self._prepared.add(backend)
+
+    def _partial(self, backend: BackendInfo, kernel: KernelInfo) -> str | None:
+        """Why a kernel of a group cannot be bound: its backend lacks another op of the group."""
+        if not kernel.group:
+            return None
+        members = {k.op for b in self.backends.values() for k in b.kernels if k.group == kernel.group}
+        missing = sorted(op for op in members - {k.op for k in backend.kernels} if not ops.OPS[op].fused)
+        return f"lacks {', '.join(missing)} of group {kernel.group!r}" if missing else None
+
 
 @cache
 def _ready(backend: BackendInfo) -> str | None:
@@ -125,12 +144,14 @@ def _ready(backend: BackendInfo) -> str | None:
     return problem
 
 
-def _misfit(kernel: KernelInfo, node: NodeView) -> str | None:
+def _misfit(kernel: KernelInfo, node: NodeView, exact: bool) -> str | None:
     """Why ``kernel`` cannot run ``node``, or None."""
     if node.device not in kernel.devices:
         return f"not on {node.device}"
     if node.dtype not in kernel.dtypes:
         return f"not for {node.dtype}"
+    if exact and not kernel.exact:
+        return "not exact"
     for name, weight_format in node.formats.items():
         if weight_format not in kernel.formats:
             return f"does not read {weight_format} ({name})"

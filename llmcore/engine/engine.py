@@ -1,0 +1,145 @@
+"""The engine: requests in, deltas out, one step at a time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from llmcore.cache.pages import PagePool
+from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs
+from llmcore.engine.runner import Runner, Work
+from llmcore.engine.sampler import Sampler, logprobs
+from llmcore.engine.sampling_params import SamplingParams
+from llmcore.engine.scheduler import Scheduled, Scheduler
+from llmcore.errors import RequestError
+from llmcore.text.detokenizer import Detokenizer, StopStrings
+from llmcore.text.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class Live:
+    """A request in the engine, with the state of its text."""
+
+    request: Request
+    detokenizer: Detokenizer
+    stops: StopStrings
+
+
+@dataclass
+class Counters:
+    """What the engine has computed so far, in tokens."""
+
+    prompt: int = 0
+    generated: int = 0
+    steps: int = 0
+
+
+class Engine:
+    """Runs any number of requests over one model.
+
+    Every :meth:`step` computes one ragged batch, prompts in chunks beside running sequences, and samples a token for each
+    sequence that reached its end.
+    """
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+        """Args: ``eos_ids`` end an answer unless the request ignores them."""
+        sizes = runner.sizes
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.eos_ids = frozenset(eos_ids)
+        self.sampler = Sampler(runner.vocab, sizes.seqs, runner.registry, runner.pool)
+        pool = PagePool(sizes.pages)
+        self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context)
+        self.counters = Counters()
+        self.live: dict[int, Live] = {}
+        self._ids = count()
+
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
+        """Queues a request.
+
+        Raises:
+            RequestError: an empty prompt, a token outside of the vocabulary, or a prompt longer than the context.
+        """
+        if not prompt_ids:
+            raise RequestError("the prompt has no tokens", field="prompt", remedy="give at least one character")
+        wrong = next((token for token in prompt_ids if not 0 <= token < self.runner.vocab), None)
+        if wrong is not None:
+            raise RequestError(f"token {wrong} is outside of the vocabulary of {self.runner.vocab}", field="prompt")
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        request = Request(next(self._ids), tuple(prompt_ids), params, seed)
+        self.scheduler.add(request)
+        self.live[request.id] = Live(request, Detokenizer(self.tokenizer), StopStrings(params.stop))
+        return request
+
+    def abort(self, request: Request) -> None:
+        """Ends ``request`` now and frees its pages; nothing happens if it has ended."""
+        if self.live.pop(request.id, None) is not None:
+            request.finish_reason = "abort"
+            self.scheduler.finish(request)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return self.scheduler.busy
+
+    def step(self) -> list[Delta]:
+        """Computes one batch; returns what it added to each request that got a token."""
+        plan = self.scheduler.schedule()
+        if not plan:
+            return []
+        ending = [item for item in plan if item.complete]
+        plain = all(_plain(item.request.params) for item in ending)
+        result = self.runner.run([_work(item) for item in plan], head="ids" if plain else "logits")
+        requests = [item.request for item in ending]
+        tokens = result.tolist() if plain else self.sampler.sample(result, requests)
+        for item in plan:
+            item.request.computed += item.count
+            self.counters.prompt += item.count - (1 if item.complete else 0)
+        self.counters.steps += 1
+        deltas = []
+        for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
+            wanted = request.params.logprobs
+            extra = () if wanted is None else (logprobs(result[row], token, wanted),)
+            deltas.append(self._accept(self.live[request.id], token, extra))
+        return deltas
+
+    def _accept(self, live: Live, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
+        """Appends ``token`` to a request and sees whether that ends it."""
+        request = live.request
+        request.tokens.append(token)
+        self.counters.generated += 1
+        reason = self._reason(request, token)
+        text = "" if reason == "stop" else live.stops.push(live.detokenizer.push(token))
+        if reason == "length" or (reason == "stop" and not live.stops.stopped):
+            text += live.stops.push(live.detokenizer.finish())
+        if live.stops.stopped:
+            reason = "stop"
+        elif reason is not None:
+            text += live.stops.finish()
+        if reason is not None:
+            request.finish_reason = reason
+            self.scheduler.finish(request)
+            del self.live[request.id]
+        return Delta(request.id, text, (token,), extra, reason)
+
+    def _reason(self, request: Request, token: int) -> FinishReason | None:
+        params = request.params
+        if token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos):
+            return "stop"
+        limit = self.scheduler.max_context
+        if len(request.tokens) >= limit or len(request.generated) == params.max_tokens:
+            return "length"
+        return None
+
+
+def _plain(params: SamplingParams) -> bool:
+    """Whether the most probable token is all that the request wants to know."""
+    return params.greedy and not params.penalised and params.logprobs is None
+
+
+def _work(item: Scheduled) -> Work:
+    request = item.request
+    token_ids = request.tokens[request.computed : request.computed + item.count]
+    return Work(token_ids, request.computed, request.pages, (item.count - 1,) if item.complete else ())

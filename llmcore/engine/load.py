@@ -1,0 +1,139 @@
+"""From a model's files to a runner: checkpoint, family, graph, strict claim of every tensor, kernels, memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcore.engine.runner import Runner, Sizes, model_graph
+from llmcore.errors import ConfigError, UnsupportedModelError, near
+from llmcore.graph.weight_store import WeightStore
+from llmcore.hookspecs import FamilyInfo
+from llmcore.model_config import IGNORABLE
+from llmcore.model_spec import ModelSpec
+from llmcore.plugins import Plugins, resolve
+from llmcore.registry.choose import Registry
+from llmcore.weights.checkpoint import Checkpoint
+from llmcore.weights.claims import claim
+from llmcore.weights.tensor import check_finite
+
+if TYPE_CHECKING:
+    from llmcore.native.pool import WorkerPool
+
+DEFAULT_CONTEXT = 8192  # tokens, where the model was made for more and nobody asked for more
+KV_BUDGET = 2 << 30  # bytes of address space for KV pages, where nobody asked for a size
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Sizes of an engine; 0 means "choose for me".
+
+    Attributes:
+        max_context: tokens of the longest sequence; 0: what the model was made for, at most 8192.
+        max_seqs: sequences in one step.
+        max_batch_tokens: tokens in one step; a longer prompt is computed in chunks of this many.
+        max_rows: rows whose logits one step can return.
+        page_size: tokens of a KV page.
+        kv_pages: KV pages; 0: enough for ``max_seqs`` full contexts within 2 GiB, and for one in any case.
+        buckets: step sizes that get a program of their own.
+    """
+
+    max_context: int = 0
+    max_seqs: int = 8
+    max_batch_tokens: int = 512
+    max_rows: int = 64
+    page_size: int = 16
+    kv_pages: int = 0
+    buckets: tuple[int, ...] = (1, 8, 64)
+
+    def __post_init__(self) -> None:
+        """Raises :class:`ConfigError` for a size that cannot be."""
+        for name in ("max_seqs", "max_batch_tokens", "max_rows", "page_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"engine.{name} is {getattr(self, name)}", remedy="it must be at least 1")
+        for name in ("max_context", "kv_pages"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"engine.{name} is {getattr(self, name)}", remedy="0 chooses a size, or give one")
+        if any(bucket < 1 for bucket in self.buckets):
+            raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
+
+    def sizes(self, spec: ModelSpec) -> Sizes:
+        """The sizes for a model."""
+        context = self.max_context or min(spec.max_positions, DEFAULT_CONTEXT)
+        if context > spec.max_positions:
+            raise ConfigError(
+                f"engine.max_context is {context}, but the model was made for {spec.max_positions} tokens",
+                remedy=f"ask for at most {spec.max_positions}",
+            )
+        blocks = -(-context // self.page_size)
+        token_bytes = 2 * 4 * spec.layers * spec.kv_heads * spec.head_dim
+        affordable = KV_BUDGET // (token_bytes * self.page_size)
+        pages = self.kv_pages or max(min(blocks * self.max_seqs, affordable), blocks)
+        rows = max(self.max_rows, self.max_seqs)
+        tokens = max(self.max_batch_tokens, self.max_seqs)
+        return Sizes(tokens, self.max_seqs, rows, context, self.page_size, pages, self.buckets)
+
+
+def usable_threads(wanted: int = 0) -> int:
+    """Worker threads: ``wanted``, or as many as affinity and the cgroup's CPU quota allow.
+
+    Raises:
+        ConfigError: a negative number, or more than the machine could have use for.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 0 <= wanted <= 1024:
+        raise ConfigError(f"threads is {wanted}", remedy=f"0 takes all that this process may use ({allowed})")
+    return wanted or max(min(allowed, _quota()), 1)
+
+
+def _quota() -> int:
+    """Processors that the cgroup (v2) grants, rounded up; a large number where there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return 1 << 16 if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return 1 << 16  # no cgroup v2 here, or one that we cannot read: affinity alone decides
+
+
+def family_of(config: dict[str, Any], plugins: Plugins) -> FamilyInfo:
+    """The family that takes the config's ``model_type``; raises :class:`UnsupportedModelError` with those that exist."""
+    model_type = config.get("model_type")
+    types = {name: family for family in plugins.families.values() for name in family.model_types}
+    if not isinstance(model_type, str) or model_type not in types:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} belongs to no installed family",
+            key="model_type",
+            remedy=near(str(model_type), types),
+        )
+    return types[model_type]
+
+
+def make_runner(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    sizes: Sizes,
+    registry: Registry,
+    pool: Callable[[], WorkerPool],
+    *,
+    finite: bool = True,
+    ignorable: Sequence[str] = IGNORABLE,
+) -> Runner:
+    """Binds a model.
+
+    Args:
+        finite: look at every weight for NaN and infinity first.
+        ignorable: regular expressions of surplus tensors that are no error.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus, mis-shaped, in an unknown format or not finite.
+        RegistryError: an op that no backend has a kernel for.
+    """
+    graph = model_graph(spec, sizes)
+    tied = (r"lm_head\.weight",) if spec.tied else ()
+    tensors = claim(checkpoint, graph.weights, (*ignorable, *tied))
+    if finite:
+        check_finite(tensors.values())
+    return Runner(graph, sizes, spec.vocab_size, WeightStore(tensors), registry, pool)

@@ -1,0 +1,115 @@
+"""From logits to tokens, for every row of a step by its own request's parameters.
+
+Penalties touch few logits and are applied here; the filters and the draw are ops, run as one program over all rows, so that
+they come from the same backends as the model. A draw depends on the request's seed and the token's index alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmcore.dims import R
+from llmcore.engine.request import Request, TokenLogprobs
+from llmcore.graph.graph import Graph
+from llmcore.graph.inputs import StepInputs
+from llmcore.graph.program import Compiler, Memory, Program
+from llmcore.graph.weight_store import WeightStore
+from llmcore.registry.choose import Registry
+
+if TYPE_CHECKING:
+    from llmcore.native.pool import WorkerPool
+
+Array = np.ndarray[Any, Any]
+
+
+def sampling_graph(vocab: int, filters: tuple[bool, bool, bool]) -> Graph:
+    """From logits to drawn tokens, with those of top-k, top-p and min-p that some row wants."""
+    graph = Graph(_inputs(vocab))
+    with graph.scope("sampler"):
+        probs = graph.op("softmax", logits=graph.input("logits"), temperature=graph.input("temperature"))
+        for wanted, name, parameter in zip(filters, ("top_k", "top_p", "min_p"), ("k", "p", "p"), strict=True):
+            if wanted:
+                probs = graph.op(name, probs=probs, **{parameter: graph.input(name)})
+        graph.outputs["ids"] = graph.op("sample", probs=probs, u=graph.input("u"))
+    return graph
+
+
+def _inputs(vocab: int) -> dict[str, Any]:
+    per_row = {name: ((R,), "f32") for name in ("temperature", "top_p", "min_p", "u")}
+    return {"logits": ((R, vocab), "f32"), "top_k": ((R,), "i32"), **per_row}
+
+
+class Sampler:
+    """Chooses the next token of every row of a step."""
+
+    def __init__(self, vocab: int, rows: int, registry: Registry, pool: Callable[[], WorkerPool]) -> None:
+        """A sampler for up to ``rows`` rows of ``vocab`` logits; programs are made when first needed."""
+        self.vocab = vocab
+        self.rows = rows
+        self.inputs = StepInputs(_inputs(vocab), {"R": rows})
+        self.ids = np.zeros(rows, np.int32)
+        memory = Memory(WeightStore({}), {}, {"ids": self.ids})
+        self.compiler = Compiler(registry, memory, self.inputs, pool)
+        self.programs: dict[tuple[bool, bool, bool], Program] = {}
+
+    def sample(self, logits: Array, requests: Sequence[Request]) -> list[int]:
+        """One token for each row of ``logits`` (``[rows, vocab]``), each by its request's parameters."""
+        adjusted = self.inputs.arrays["logits"][: len(requests)]
+        adjusted[:] = logits
+        for row, request in zip(adjusted, requests, strict=True):
+            if request.params.penalised:
+                penalise(row, request)
+        greedy = [request.params.greedy for request in requests]
+        chosen = adjusted.argmax(-1) if any(greedy) else None
+        if not all(greedy):
+            drawn = self._draw(requests)
+            chosen = drawn if chosen is None else np.where(greedy, chosen, drawn)
+        assert chosen is not None
+        return [int(token) for token in chosen]
+
+    def _draw(self, requests: Sequence[Request]) -> Array:
+        arrays, count = self.inputs.arrays, len(requests)
+        params = [request.params for request in requests]
+        arrays["temperature"][:count] = [p.temperature or 1.0 for p in params]
+        arrays["top_k"][:count] = [min(p.top_k, self.vocab) for p in params]
+        arrays["top_p"][:count] = [p.top_p for p in params]
+        arrays["min_p"][:count] = [p.min_p for p in params]
+        arrays["u"][:count] = [uniform(request.seed, len(request.generated)) for request in requests]
+        filters = (any(p.top_k for p in params), any(p.top_p < 1 for p in params), any(p.min_p for p in params))
+        if filters not in self.programs:
+            sizes = {"T": self.rows, "S": self.rows, "R": self.rows}
+            self.programs[filters] = self.compiler.build(sampling_graph(self.vocab, filters), sizes)
+        self.inputs.set_sizes(0, 0, count)
+        self.programs[filters].run()
+        return self.ids[:count]
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on ``seed`` and ``index`` alone (Philox, Salmon et al. 2011: counter-based)."""
+    stream = np.random.Generator(np.random.Philox(key=seed, counter=[0, index, 0, 0]))
+    return float(stream.random(dtype=np.float32))
+
+
+def penalise(logits: Array, request: Request) -> None:
+    """Applies repetition, presence and frequency penalties to one row, in place."""
+    params = request.params
+    if params.repetition_penalty != 1:
+        seen = np.unique(request.tokens)
+        values = logits[seen]
+        logits[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if request.generated and (params.presence_penalty or params.frequency_penalty):
+        tokens, counts = np.unique(request.generated, return_counts=True)
+        logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
+
+
+def logprobs(logits: Array, token_id: int, count: int) -> TokenLogprobs:
+    """Log-probabilities of the model's own distribution (before temperature, penalties and filters) at one row."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    best = np.argpartition(-wide, min(count, len(wide) - 1))[:count] if count else np.array([], np.int64)
+    best = best[np.lexsort((best, -wide[best]))]
+    return TokenLogprobs(token_id, float(wide[token_id]), tuple((int(i), float(wide[i])) for i in best))

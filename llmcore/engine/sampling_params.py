@@ -1,0 +1,98 @@
+"""How one request's tokens are chosen and when it ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llmcore.errors import RequestError
+
+MAX_STOPS = 16
+MAX_LOGPROBS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Sampling and stopping of one request.
+
+    Attributes:
+        max_tokens: new tokens at most; None for as many as the context holds.
+        temperature: 0 is greedy.
+        top_k: keep the k most probable tokens; 0 is off.
+        top_p: keep the smallest set of tokens with this probability; 1 is off.
+        min_p: keep tokens at least this many times as probable as the best; 0 is off.
+        repetition_penalty: logits of all tokens seen, the prompt's included, are divided (multiplied where negative) by it
+            (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
+        presence_penalty: subtracted once from the logit of every generated token; 0 is off.
+        frequency_penalty: subtracted as many times as the token was generated; 0 is off.
+        seed: makes the draw repeatable, whatever else is in the batch; None draws a seed.
+        stop: texts that end the answer; they are not part of it.
+        stop_token_ids: tokens that end it, beside the model's own.
+        ignore_eos: the model's own end tokens do not end it.
+        logprobs: report this many most probable tokens, and the chosen one, at every position; None for none.
+
+    Raises:
+        RequestError: a value out of range, naming the field.
+    """
+
+    max_tokens: int | None = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        self._check("max_tokens", self.max_tokens is None or _whole(self.max_tokens, 1), "at least 1, or None")
+        self._check("temperature", _real(self.temperature, 0, 100), "between 0 (greedy) and 100")
+        self._check("top_k", _whole(self.top_k, 0), "0 (off) or more")
+        self._check("top_p", _real(self.top_p, 0, 1) and self.top_p > 0, "above 0 and at most 1")
+        self._check("min_p", _real(self.min_p, 0, 1), "between 0 and 1")
+        self._check(
+            "repetition_penalty", _real(self.repetition_penalty, 0, 100) and self.repetition_penalty > 0, "above 0"
+        )
+        self._check("presence_penalty", _real(self.presence_penalty, -100, 100), "between -100 and 100")
+        self._check("frequency_penalty", _real(self.frequency_penalty, -100, 100), "between -100 and 100")
+        self._check("seed", self.seed is None or _whole(self.seed, 0, 2**63 - 1), "a non-negative 63-bit integer")
+        texts = all(isinstance(text, str) and text for text in self.stop) and len(self.stop) <= MAX_STOPS
+        self._check("stop", texts, f"at most {MAX_STOPS} texts, none of them empty")
+        self._check("stop_token_ids", all(_whole(token, 0) for token in self.stop_token_ids), "token ids")
+        self._check("ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
+        self._check(
+            "logprobs", self.logprobs is None or _whole(self.logprobs, 0, MAX_LOGPROBS), f"0 to {MAX_LOGPROBS}, or None"
+        )
+
+    def _check(self, name: str, good: bool, want: str) -> None:
+        if not good:
+            raise RequestError(f"{name} is {getattr(self, name)!r}", field=name, remedy=f"it must be {want}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken."""
+        return self.temperature == 0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether logits depend on the tokens so far."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def _whole(value: Any, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _real(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high

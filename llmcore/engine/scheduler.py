@@ -1,0 +1,115 @@
+"""Which sequences get how many tokens in the next step: first come, first served, within a token budget and the page pool."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from llmcore.cache.pages import PagePool
+from llmcore.engine.request import Request
+from llmcore.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """``count`` tokens of ``request``, from its first one that is not in the cache."""
+
+    request: Request
+    count: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the step reaches the sequence's end, so that a new token follows."""
+        return self.count == self.request.pending
+
+
+class Scheduler:
+    """Iteration-level scheduling (Yu et al. 2022, Orca): sequences join and leave between steps.
+
+    Running sequences come first, in order of arrival; what is left of the budget goes to waiting ones, a long prompt in chunks.
+    When pages run out, the latest arrival gives its pages back and waits; its tokens are computed again later.
+    """
+
+    def __init__(self, pool: PagePool, page_size: int, max_seqs: int, max_tokens: int, max_context: int) -> None:
+        """Args: ``max_seqs`` and ``max_tokens`` bound one step, ``max_context`` one sequence."""
+        self.pool = pool
+        self.page_size = page_size
+        self.max_seqs = max_seqs
+        self.max_tokens = max_tokens
+        self.max_context = min(max_context, len(pool.references) * page_size)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queues ``request``; raises :class:`RequestError` if it could never run."""
+        room = self.max_context - len(request.prompt_ids)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(request.prompt_ids)} tokens; with one new token the context of {self.max_context} is exceeded",
+                field="prompt",
+                remedy="shorten it, or raise engine.max_context (and engine.kv_pages)",
+            )
+        self.waiting.append(request)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step's work, with pages allocated for it; empty when nothing is left to do."""
+        budget = self.max_tokens
+        plan: list[Scheduled] = []
+        for request in list(self.running):
+            if budget == 0:
+                break
+            if request not in self.running:
+                continue  # it was preempted a moment ago
+            count = min(request.pending, budget)
+            if self._make_room(request, count):
+                plan.append(Scheduled(request, count))
+                budget -= count
+        plan = [
+            item for item in plan if item.request in self.running
+        ]  # a later one may have been preempted for an earlier
+        while self.waiting and budget > 0 and len(self.running) < self.max_seqs:
+            request = self.waiting[0]
+            count = min(request.pending, budget)
+            if not self.pool.can_allocate(self._missing(request, count)):
+                break
+            self.waiting.popleft()
+            self.running.append(request)
+            request.pages += self.pool.allocate(self._missing(request, count))
+            plan.append(Scheduled(request, count))
+            budget -= count
+        return plan
+
+    def finish(self, request: Request) -> None:
+        """Takes ``request`` out, wherever it is, and frees its pages."""
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        self._free(request)
+
+    def _missing(self, request: Request, count: int) -> int:
+        """Pages that ``request`` still needs to hold ``count`` more tokens."""
+        needed = -(-(request.computed + count) // self.page_size)
+        return max(needed - len(request.pages), 0)
+
+    def _make_room(self, request: Request, count: int) -> bool:
+        """Gives ``request`` the pages for ``count`` tokens; preempts the latest arrivals while there are none."""
+        while not self.pool.can_allocate(self._missing(request, count)):
+            victim = self.running[-1]
+            self._free(victim)
+            self.running.remove(victim)
+            self.waiting.appendleft(victim)
+            if victim is request:
+                return False
+        request.pages += self.pool.allocate(self._missing(request, count))
+        return True
+
+    def _free(self, request: Request) -> None:
+        self.pool.release(request.pages)
+        request.pages = []
+        request.computed = 0

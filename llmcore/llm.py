@@ -1,0 +1,333 @@
+"""The Python API: a model that answers.
+
+from llmcore import LLM, SamplingParams
+
+llm = LLM("smollm2")
+for answer in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
+    print(answer.text)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmcore.engine.engine import Engine
+from llmcore.engine.load import EngineSettings, family_of, make_runner, usable_threads
+from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs
+from llmcore.engine.runner import Work
+from llmcore.engine.sampling_params import SamplingParams
+from llmcore.errors import ConfigError, RequestError
+from llmcore.graph.program import Row
+from llmcore.plugins import plugins, resolve
+from llmcore.registry.choose import Preference, Registry
+from llmcore.text.chat import ChatTemplate, Message
+from llmcore.text.tokenizer import load_tokenizer
+from llmcore.weights.cachedir import FetchOptions
+from llmcore.weights.checkpoint import open_checkpoint
+from llmcore.weights.sources import fetch
+
+if TYPE_CHECKING:
+    from llmcore.native.pool import WorkerPool
+
+FALLBACK = "torch"  # the backend that runs every op: named in each explanation where it steps in
+Prompt = str | Sequence[int]
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds and rates of one request. Rates are in tokens per second; None where nothing was measured."""
+
+    ttft_s: float
+    prefill_tok_s: float | None
+    decode_tok_s: float | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that a loaded model uses."""
+
+    arena_bytes: int
+    arena_lower_bound: int
+    kv_bytes: int
+    weights_mapped_bytes: int
+    weights_repacked_bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``llmcore explain`` shows: every node with its kernel and the reason, and the memory plan.
+
+    Attributes:
+        tokens: the step size that the program was made for.
+        segments: kind of each segment and how many nodes it runs.
+        total_bytes: what the intermediate values would take without sharing.
+    """
+
+    tokens: int
+    rows: tuple[Row, ...]
+    segments: tuple[tuple[str, int], ...]
+    arena_bytes: int
+    lower_bound: int
+    total_bytes: int
+    reuse_factor: float
+
+
+@dataclass
+class _Progress:
+    """What has come out of one request so far."""
+
+    request: Request
+    started: float
+    first: float = 0.0
+    last: float = 0.0
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        self.text.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+
+    def completion(self) -> Completion:
+        prompt, count = self.request.prompt_ids, len(self.token_ids)
+        ttft = self.first - self.started
+        decode = (count - 1) / (self.last - self.first) if count > 1 and self.last > self.first else None
+        timings = Timings(ttft, len(prompt) / ttft if ttft > 0 else None, decode)
+        reason = self.request.finish_reason or "abort"
+        return Completion(prompt, tuple(self.token_ids), "".join(self.text), reason, tuple(self.logprobs), timings)
+
+
+class LLM:
+    """A loaded model, bound to kernels and ready to generate.
+
+    One instance runs one step at a time; calls from several threads must be serialised by the caller.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        backend: str | Sequence[str] = "auto",
+        ops: Mapping[str, str] | None = None,
+        compute: str = "auto",
+        threads: int = 0,
+        engine: EngineSettings | None = None,
+        fetching: FetchOptions | None = None,
+        finite: bool = True,
+        ignore_config_keys: Sequence[str] = (),
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            model: a model reference: a default model's name, a path, a hub id, ``pypi:…``.
+            backend: a backend's name, or several in order of preference; ``auto`` takes the best that is installed.
+            ops: op name → backend name, over ``backend``.
+            compute: ``exact`` keeps all activations in float32.
+            threads: worker threads; 0 takes all that this process may use.
+            finite: refuse weights that hold NaN or infinity.
+            ignore_config_keys: config keys that may be ignored though we do not know them.
+
+        Raises:
+            LlmcoreError: of the kind that says what is wrong: reference, download, checkpoint, model, registry, config.
+        """
+        started = time.perf_counter()
+        if compute not in ("auto", "exact"):
+            raise ConfigError(f"compute is {compute!r}", remedy="it must be auto or exact")
+        self.model = model
+        self.threads = usable_threads(threads)
+        registry = Registry(
+            plugins(),
+            Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads),
+        )
+        self.path = fetch(_named(model), fetching or FetchOptions())
+        self.checkpoint = open_checkpoint(self.path)
+        self.family = family_of(self.checkpoint.config, plugins())
+        self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(ignore_config_keys))
+        self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
+        settings = engine or EngineSettings()
+        self.runner = make_runner(
+            self.checkpoint, self.spec, settings.sizes(self.spec), registry, lambda: self._pool, finite=finite
+        )
+        self.engine = Engine(self.runner, self.tokenizer, self._eos_ids())
+        self.load_s = time.perf_counter() - started
+
+    @cached_property
+    def _pool(self) -> WorkerPool:
+        from llmcore.native.pool import WorkerPool
+
+        return WorkerPool(self.threads)
+
+    def _eos_ids(self) -> list[int]:
+        """End tokens: the tokenizer's, and those that the model's configs name."""
+        found = list(self.tokenizer.eos_ids)
+        for source in (self.checkpoint.generation, self.checkpoint.config):
+            named = source.get("eos_token_id")
+            found += named if isinstance(named, list) else [named] if isinstance(named, int) else []
+        return sorted(set(found))
+
+    def close(self) -> None:
+        """Ends the worker threads and lets go of the files."""
+        if "_pool" in self.__dict__:
+            self._pool.close()
+        self.checkpoint.close()
+
+    # -- generation
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Completes each prompt (text, or token ids); many run in one batch. Answers come in the order of the prompts.
+
+        Raises:
+            RequestError: a prompt or parameter that cannot be served; nothing has run then.
+        """
+        several = _is_batch(prompts)
+        wanted: Sequence[Prompt] = prompts if several else [prompts]  # type: ignore[assignment, list-item]
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(wanted)
+        if len(each) != len(wanted):
+            raise RequestError(f"{len(wanted)} prompts but {len(each)} sampling parameters", field="params")
+        return self._run([(self.encode(prompt), p) for prompt, p in zip(wanted, each, strict=True)])
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """The assistant's answer to a conversation, by the model's chat template."""
+        return self._run([(self.chat_ids(messages), params or SamplingParams())])[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Deltas of one answer as they come; closing the iterator aborts the request."""
+        return self._stream(self.encode(prompt), params or SamplingParams())
+
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Like :meth:`stream`, for a conversation."""
+        return self._stream(self.chat_ids(messages), params or SamplingParams())
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids; text that looks like a control token stays text."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation's token ids, up to where the assistant begins."""
+        return self._template.encode(messages, self.tokenizer)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate.of(self.checkpoint.tokenizer)
+
+    def _stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Iterator[Delta]:
+        request = self.engine.add(prompt_ids, params)
+
+        def deltas() -> Iterator[Delta]:
+            try:
+                while request.finish_reason is None:
+                    yield from (delta for delta in self.engine.step() if delta.request_id == request.id)
+            finally:
+                self.engine.abort(request)
+
+        return deltas()
+
+    def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Completion]:
+        started = time.perf_counter()
+        requests: list[Request] = []
+        try:
+            requests += (self.engine.add(prompt_ids, params) for prompt_ids, params in work)
+            progress = {request.id: _Progress(request, started) for request in requests}
+            while any(request.finish_reason is None for request in requests):
+                for delta in self.engine.step():
+                    if delta.request_id in progress:
+                        progress[delta.request_id].add(delta)
+        finally:
+            for request in requests:
+                self.engine.abort(request)
+        return [progress[request.id].completion() for request in requests]
+
+    # -- looking inside
+
+    def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> Array:
+        """Teacher-forced logits of every position, float32 ``[len(token_ids), vocab]``, computed ``chunk`` tokens at a time."""
+        sizes, pool = self.runner.sizes, self.engine.scheduler.pool
+        step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
+        needed = -(-len(token_ids) // sizes.page_size)
+        if len(token_ids) > sizes.context or not pool.can_allocate(needed):
+            raise RequestError(
+                f"{len(token_ids)} tokens do not fit the context of {sizes.context}",
+                field="token_ids",
+                remedy="raise engine.max_context, or score fewer",
+            )
+        pages = pool.allocate(needed)
+        try:
+            parts = []
+            for start in range(0, len(token_ids), step):
+                ids = token_ids[start : start + step]
+                parts.append(self.runner.run([Work(ids, start, pages, range(len(ids)))]).copy())
+            return np.concatenate(parts) if parts else np.zeros((0, self.spec.vocab_size), np.float32)
+        finally:
+            pool.release(pages)
+
+    def explain(self, tokens: int = 1) -> Explanation:
+        """How a step of ``tokens`` tokens is run."""
+        if not 1 <= tokens <= self.runner.sizes.tokens:
+            raise ConfigError(f"tokens is {tokens}", remedy=f"a step has 1 to {self.runner.sizes.tokens} tokens")
+        program = self.runner.program("logits", tokens)
+        plan = program.plan
+        return Explanation(
+            tokens,
+            tuple(program.rows),
+            tuple((segment.kind, len(segment.nodes)) for segment in program.segments),
+            plan.nbytes,
+            plan.lower_bound,
+            plan.total,
+            plan.reuse,
+        )
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What the model uses now."""
+        runner = self.runner
+        plan = runner.program("logits", runner.sizes.tokens).plan
+        store = runner.weights
+        return MemoryUse(
+            runner.compiler.arena.nbytes, plan.lower_bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes
+        )
+
+
+def _order(backend: str | Sequence[str]) -> tuple[str, ...]:
+    """Backends by preference; the universal fall-back comes last, and every explanation names it where it is used."""
+    if not isinstance(backend, str):
+        return tuple(backend)
+    order = ("numba", FALLBACK) if backend == "auto" else (backend, FALLBACK)
+    return tuple(dict.fromkeys(order))
+
+
+def _named(model: str) -> str:
+    """A model reference; default models have short names in ``conf/model``."""
+    from llmcore.config.models import reference_of
+
+    return reference_of(model)
+
+
+def _is_batch(prompts: Any) -> bool:
+    """Whether ``prompts`` is several prompts: a sequence of texts or of id sequences."""
+    if isinstance(prompts, str):
+        return False
+    return not all(isinstance(item, int) for item in prompts) or not prompts
