@@ -53,10 +53,10 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(BIN)/python $(SETUP)
 	@echo "installing llmcore into $(VENV) (the first time this downloads its dependencies)"
-	@$(PIP) install --quiet --editable .
+	@$(PIP) install --quiet --quiet --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python $(SETUP)
 	@echo "installing llmcore and its development tools into $(VENV) (the first time this downloads them)"
-	@$(PIP) install --quiet --editable '.[dev]'
+	@$(PIP) install --quiet --quiet --editable '.[dev]'
 	@touch $(VENV)/.installed $@
