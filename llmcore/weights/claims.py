@@ -33,7 +33,7 @@ def claim(
         near = difflib.get_close_matches(missing[0], surplus or list(tensors), n=SHOWN, cutoff=0.6)
         raise CheckpointError(
             f"missing{_more(missing)}; shape wanted {_shape(wanted[missing[0]])}",
-            file=checkpoint.path,
+            file=checkpoint.files[0].path if len(checkpoint.files) == 1 else checkpoint.path,
             tensor=missing[0],
             remedy=f"the file has {len(tensors)} tensors" + (f", nearest: {', '.join(near)}" if near else ""),
         )

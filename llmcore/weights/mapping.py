@@ -31,7 +31,7 @@ class MappedFile:
             with path.open("rb") as file:
                 self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
-            raise CheckpointError("the file is empty", file=path, remedy="download it again") from error
+            raise CheckpointError("the file is empty", file=path, offset=0, remedy="download it again") from error
         except OSError as error:
             raise CheckpointError(f"cannot be read: {error.strerror}", file=path) from error
         self._bytes: Bytes | None = np.frombuffer(self._map, dtype=np.uint8)

@@ -83,7 +83,7 @@ def _version(cursor: Cursor) -> int:
     version = cursor.u32()
     if version in VERSIONS:
         return version
-    if int.from_bytes(version.to_bytes(4, "little"), "big") <= max(VERSIONS):
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
         raise cursor.error("big-endian GGUF is not read", 4, "convert it with gguf_convert_endian of the gguf package")
     raise cursor.error(f"GGUF version {version} is not read; versions {VERSIONS} are", 4, "convert the model again")
 

@@ -19,7 +19,7 @@ from llmcore_gguf.types import ARRAY, BOOL, SCALARS, STRING
 HEADER_LIMIT = 64 << 20
 OBJECT_LIMIT = 1_500_000
 DEPTH_LIMIT = 3
-KEY_LIMIT = 65_535
+KEY_LIMIT = 1024  # bytes of a key or a tensor name
 
 _LENGTH = struct.Struct("<Q")
 

@@ -21,9 +21,10 @@ from llmcore.weights.json_file import refuse_constant, unique_keys
 from llmcore.weights.mapping import MappedFile
 from llmcore.weights.tensor import Tensor
 
-HEADER_LIMIT = 32 << 20  # the format allows 100 MB; a model of 100,000 tensors needs 15
+HEADER_LIMIT = 32 << 20  # the format allows 100 MB; a model of 65,536 tensors needs 10
 ENTRY_LIMIT = 4096  # characters of one tensor's entry
-COUNT_LIMIT = 100_000  # tensors in one file, and entries in its metadata
+COUNT_LIMIT = 65_536  # tensors in one file, and entries in its metadata
+NAME_LIMIT = 1024  # characters of a name
 MAX_DIMENSIONS = 8
 METADATA = "__metadata__"
 
@@ -96,6 +97,8 @@ class _Parser:
         metadata: dict[str, str] | None = None
         if not self.text.startswith("{"):
             raise self.error("the header does not start with '{'")
+        if self.text.count("data_offsets") > COUNT_LIMIT:
+            raise self.error(f"more than {COUNT_LIMIT} entries")
         for name in self._members():
             start = self.at
             if name == METADATA:
@@ -119,6 +122,8 @@ class _Parser:
             return
         for _ in range(COUNT_LIMIT):
             key = self._string()
+            if len(key) > NAME_LIMIT:
+                raise self.error(f"a name is longer than {NAME_LIMIT} characters")
             self._expect(":")
             self._peek()
             yield key
@@ -130,8 +135,8 @@ class _Parser:
 
     def _peek(self) -> str:
         """The next character that is not space; empty at the end."""
-        space = _SPACE.match(self.text, self.at)
-        self.at = space.end() if space else self.at
+        if self.text[self.at : self.at + 1].isspace() and (space := _SPACE.match(self.text, self.at)):
+            self.at = space.end()
         return self.text[self.at : self.at + 1]
 
     def _expect(self, character: str) -> None:

@@ -27,7 +27,7 @@ def read_index(index: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"the index puts it into {str(name)[:200]!r}, which is not a .safetensors file beside the index",
                 file=index,
-                tensor=tensor,
+                tensor=tensor[:200],
                 remedy="do not trust this checkpoint: an index has no reason to point elsewhere",
             )
     if len(set(weight_map.values())) > SHARD_LIMIT:
