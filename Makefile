@@ -40,7 +40,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 dist: $(VENV)/.installed-dev
-	$(BIN)/python -m build --outdir '$(DIST)' >/dev/null
+	@$(BIN)/python -m build --outdir '$(DIST)' >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@ls '$(DIST)'
 
 clean:
