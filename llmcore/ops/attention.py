@@ -61,8 +61,9 @@ def _attention_cases() -> Iterator[Case]:
 def kv_write(k: Tensor, v: Tensor, slots: Tensor, kv: Tensor, *, head_dim: int, page_size: int) -> None:
     """Stores the key and value heads of every token in its slot."""
     pages, offsets = slots.long() // page_size, slots.long() % page_size
-    kv[pages, 0, offsets] = k.float().view(k.shape[0], -1, head_dim)
-    kv[pages, 1, offsets] = v.float().view(v.shape[0], -1, head_dim)
+    heads = (k.shape[0], k.shape[1] // head_dim, head_dim)
+    kv[pages, 0, offsets] = k.float().view(heads)
+    kv[pages, 1, offsets] = v.float().view(heads)
 
 
 @op(

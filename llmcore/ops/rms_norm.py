@@ -48,6 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 
     ``C == D`` normalises a hidden state; ``C`` = head size normalises every query or key head by itself (Qwen3).
     """
-    groups = x.float().view(x.shape[0], -1, weight.shape[0])  # [M, D / C, C]
+    width = weight.shape[0]
+    groups = x.float().view(x.shape[0], x.shape[1] // width, width)  # [M, D / C, C]
     scale = (groups.square().mean(-1, keepdim=True) + eps).rsqrt()
     return (groups * scale * weight).view_as(x)

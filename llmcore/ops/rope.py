@@ -48,7 +48,7 @@ def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, *, head_dim: in
     import torch
 
     pairs = cos.shape[1]
-    heads = x.float().view(x.shape[0], -1, head_dim)  # [T, H, head_dim]
+    heads = x.float().view(x.shape[0], x.shape[1] // head_dim, head_dim)  # [T, H, head_dim]
     turned, rest = heads[..., : 2 * pairs], heads[..., 2 * pairs :]
     c, s = cos[positions.long()][:, None], sin[positions.long()][:, None]  # [T, 1, F]
     if interleaved:

@@ -1,0 +1,96 @@
+"""Operand memory that notices what a kernel does to it and around it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from llmcore.registry.operand import aligned
+
+Array = np.ndarray[Any, Any]
+
+FILL = (
+    0x5A  # of guards and of memory that nobody has written: as floats about 1e16, finite and never a plausible result
+)
+LEAST_GUARD = 256  # bytes
+
+
+class KernelMismatch(AssertionError):
+    """A kernel does something else than its op; the message says what, where and by how much."""
+
+
+class KernelRaised(KernelMismatch):
+    """A kernel raised an exception, which is this one's cause."""
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The numpy dtype ``name``, bfloat16 included."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+class Guarded:
+    """An array with guard zones on both sides.
+
+    Args:
+        name: of the operand, for messages.
+        shape, dtype: of the array.
+        skewed: whether it begins one element past a 64-byte boundary instead of on it.
+
+    The guards are two rows wide, so a kernel that is off by one row stays within them.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, skewed: bool = False) -> None:
+        self.name = name
+        nbytes = math.prod(shape) * dtype.itemsize
+        row = math.prod(shape[1:]) * dtype.itemsize
+        guard = -(-max(LEAST_GUARD, 2 * row) // 64) * 64
+        self._start = guard + (max(dtype.itemsize, 2) if skewed else 0)
+        self._block = aligned(self._start + nbytes + guard)
+        self._block[:] = FILL
+        self.array: Array = self._block[self._start :][:nbytes].view(dtype).reshape(shape)
+        self._before: bytes | None = None
+
+    @classmethod
+    def holding(cls, name: str, values: Array, *, skewed: bool = False) -> Guarded:
+        """A guarded copy of ``values`` that a kernel may read only."""
+        guarded = cls(name, values.shape, values.dtype, skewed=skewed)
+        guarded.array[...] = values
+        guarded._before = guarded.array.tobytes()
+        return guarded
+
+    @classmethod
+    def output(cls, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, skewed: bool = False) -> Guarded:
+        """Memory to be written, full of NaN (integers: of :data:`FILL`)."""
+        guarded = cls(name, shape, dtype, skewed=skewed)
+        if dtype.kind != "i":
+            guarded.array[...] = np.nan
+        return guarded
+
+    @property
+    def address(self) -> int:
+        """Where the array begins."""
+        return int(self.array.ctypes.data)
+
+    def release(self) -> Guarded:
+        """The same memory, to be overwritten: an output that takes over an input."""
+        self._before = None
+        return self
+
+    def check(self) -> None:
+        """Raises :class:`KernelMismatch` where a guard, or a value that is only to be read, has changed."""
+        end = self._start + self.array.nbytes
+        for zone, origin in ((self._block[: self._start], self._start), (self._block[end:], 0)):
+            changed = np.flatnonzero(zone != FILL)
+            if changed.size:
+                first = int(changed[0]) - origin
+                place = f"{-first} bytes before its start" if origin else f"{first} bytes past its end"
+                raise KernelMismatch(f"{self.name}: {changed.size} bytes outside it were overwritten, first {place}")
+        if self._before is not None and self.array.tobytes() != self._before:
+            raise KernelMismatch(f"{self.name}: was changed, though the op only reads it")

@@ -1,0 +1,165 @@
+"""Calling a kernel, of either ABI, on guarded operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmcore import ops
+from llmcore.hookspecs import BackendInfo, KernelInfo
+from llmcore.native import SCRATCH_BYTES
+from llmcore.ops import OpSpec, Param
+from llmcore.plugins import Plugins, resolve
+from llmcore.registry.choose import Preference, Registry
+from llmcore.registry.node import NodeView
+from llmcore.registry.operand import as_torch
+from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, dtype_of
+from llmcore.testing.operands import Values
+from llmcore.weights.tensor import Tensor
+
+if TYPE_CHECKING:
+    from llmcore.native.pool import WorkerPool
+
+
+class Machine:
+    """The worker pools and the scratch memory that native kernels run with; made when the first one does."""
+
+    def __init__(self) -> None:
+        self._pools: dict[int, tuple[WorkerPool, Guarded]] = {}
+
+    def run(self, function: int, operands: np.ndarray[Any, Any], threads: int) -> None:
+        """Runs the kernel at address ``function`` as a program of one row; ``operands[1]`` is filled in here."""
+        if threads not in self._pools:
+            from llmcore.native.pool import WorkerPool
+
+            scratch = Guarded("scratch", (threads * SCRATCH_BYTES,), np.dtype(np.uint8))
+            self._pools[threads] = WorkerPool(threads), scratch
+        pool, scratch = self._pools[threads]
+        operands[1] = scratch.address
+        pool.run(np.array([[function, operands.ctypes.data]], np.int64))
+        scratch.check()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Under what circumstances a kernel runs.
+
+    Attributes:
+        dtype: of the activations.
+        skewed: operands begin one element past a 64-byte boundary.
+        inplace: (output, input) that share memory.
+    """
+
+    machine: Machine
+    dtype: str = "float32"
+    threads: int = 1
+    skewed: bool = False
+    inplace: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        parts = [self.dtype, f"{self.threads} thread{'s' * (self.threads > 1)}"]
+        if self.skewed:
+            parts.append("operands not aligned to 64 bytes")
+        if self.inplace:
+            parts.append("{} in the memory of {}".format(*self.inplace))
+        return ", ".join(parts)
+
+
+def why_not(backend: BackendInfo, kernels: tuple[KernelInfo, ...], node: NodeView) -> tuple[KernelInfo | None, str]:
+    """Which of the backend's ``kernels`` the registry would bind to ``node``, or None and why not."""
+    offer = BackendInfo(backend.name, "", kernels, requires=backend.requires, ready=backend.ready)
+    registry = Registry(Plugins(backends={backend.name: offer}), Preference((backend.name,), {}))
+    choice, passed = registry.find(node)
+    return (choice.kernel, "") if choice else (None, "; ".join(passed))
+
+
+def execute(
+    kernel: KernelInfo,
+    values: Values,
+    dims: Mapping[str, int],
+    attrs: Mapping[str, Any],
+    setting: Setting,
+    state: Guarded | None = None,
+) -> dict[str, Array]:
+    """Runs ``kernel`` once and returns its outputs.
+
+    Raises:
+        KernelMismatch: it raised, or wrote where it must not.
+    """
+    spec = ops.get(kernel.op)
+    operands = _place(spec, kernel, values, dims, setting)
+    operands.update({param.name: state for param in spec.of("state") if state is not None})
+    target = resolve(kernel.target)
+    try:
+        if kernel.abi == "native":
+            table, _keep = _operand_table(spec, operands, dims, attrs)
+            setting.machine.run(target(), table, setting.threads)
+        else:
+            target(*(_view(kernel, operands.get(param.name)) for param in spec.params), **attrs)
+    except KernelMismatch:
+        raise
+    except Exception as error:
+        raise KernelRaised(f"raised {type(error).__name__}: {error}") from error
+    for operand in operands.values():
+        operand.check()
+    return {param.name: operands[param.name].array for param in spec.outputs}
+
+
+def _place(
+    spec: OpSpec, kernel: KernelInfo, values: Values, dims: Mapping[str, int], setting: Setting
+) -> dict[str, Guarded]:
+    """Guarded memory for every operand that the call has."""
+    skewed = setting.skewed
+    placed = {name: Guarded.holding(name, array, skewed=skewed) for name, array in values.arrays.items()}
+    for name, tensor in values.stored.items():
+        placed[name] = Guarded.holding(name, _weight(kernel, tensor), skewed=skewed and not kernel.pack)
+    for param in spec.outputs:
+        if setting.inplace and setting.inplace[0] == param.name:
+            placed[param.name] = placed[setting.inplace[1]].release()
+            continue
+        dtype = dtype_of({"act": setting.dtype, "f32": "float32", "i32": "int32"}[param.type])
+        shape = tuple(dims[letter] for letter in param.dims)
+        placed[param.name] = Guarded.output(param.name, shape, dtype, skewed=skewed)
+    return placed
+
+
+def _weight(kernel: KernelInfo, tensor: Tensor) -> Array:
+    """A weight as ``kernel`` reads it: packed, or as stored (quantized: uint8 [rows, bytes of a row])."""
+    if kernel.pack:
+        packed = resolve(kernel.pack)(tensor)
+        if not isinstance(packed, np.ndarray) or not packed.flags.c_contiguous:
+            raise KernelMismatch(f"{kernel.pack} must return a C-contiguous numpy array")
+        return packed
+    if tensor.format.plain:
+        return tensor.numpy()
+    return tensor.raw().reshape(tensor.shape[0], -1)
+
+
+def _view(kernel: KernelInfo, operand: Guarded | None) -> Any:
+    if operand is None:
+        return None
+    return as_torch(operand.array) if kernel.view == "torch" else operand.array
+
+
+def _operand_table(
+    spec: OpSpec, operands: Mapping[str, Guarded], dims: Mapping[str, int], attrs: Mapping[str, Any]
+) -> tuple[np.ndarray[Any, Any], object]:
+    """The table that :mod:`llmcore.native` describes, without the scratch address; and what must outlive it."""
+
+    def address(param: Param) -> int:
+        return operands[param.name].address if param.name in operands else 0
+
+    counter = np.zeros(8, np.int64)  # a cache line of its own
+    sizes = np.array([dims.get(letter, 0) for letter in spec.dims], np.int64)
+    table = [counter.ctypes.data, 0, *map(address, spec.params)]
+    table += [sizes.ctypes.data + 8 * index for index in range(len(sizes))]
+    table += [_attribute(attrs[name]) for name in spec.attrs]
+    return np.array(table, np.int64), (counter, sizes)
+
+
+def _attribute(value: bool | int | float) -> int:
+    """An attribute as it stands in an operand table."""
+    return int(np.float64(value).view(np.int64)) if isinstance(value, float) else int(value)

@@ -1,0 +1,49 @@
+"""Whether a result is right, and a message that helps where it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmcore.ops import tolerances
+from llmcore.testing.buffers import Array, KernelMismatch
+
+
+def compare(name: str, got: Array, want: Array, factor: float, *, exact_zeros: bool = False) -> None:
+    """Raises :class:`KernelMismatch` unless ``got`` is ``want`` up to :func:`llmcore.ops.tolerances.allowed`.
+
+    Args:
+        factor: see :func:`llmcore.ops.tolerances.relative`; integers must be equal whatever it is.
+        exact_zeros: an element that is wanted to be zero must be zero, and no other may be.
+    """
+    if got.dtype.kind == "i":
+        wrong = got != want
+        _report(name, wrong, got, want, "")
+        return
+    got = got.astype(np.float64)
+    missing = np.isnan(got) & ~np.isnan(want)
+    _report(name, missing, got, want, "not written, or NaN: ")
+    bound = tolerances.allowed(want, factor)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        wrong = ~((np.abs(got - want) <= bound) | (got == want))
+    _report(name, wrong, got, want, "beyond the tolerance: ", bound)
+    if exact_zeros:
+        _report(name, (got == 0) != (want == 0), got, want, "removed or kept wrongly: ")
+
+
+def compare_bits(name: str, got: Array, want: Array, when: str) -> None:
+    """Raises :class:`KernelMismatch` unless the two have the same bits; ``when`` says what differed between them."""
+    if got.tobytes() != want.tobytes():
+        _report(name, got != want, got, want, f"depends on {when}: ")
+
+
+def _report(name: str, wrong: Array, got: Array, want: Array, what: str, bound: Array | None = None) -> None:
+    if not wrong.any():
+        return
+    difference = np.where(wrong, np.abs(np.nan_to_num(got.astype(np.float64)) - want), -1.0)
+    worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), wrong.shape))
+    first = tuple(int(i) for i in np.argwhere(wrong)[0])
+    allowed = f" (allowed difference {bound[worst]:.2g})" if bound is not None else ""
+    raise KernelMismatch(
+        f"output {name}: {what}{int(wrong.sum())} of {wrong.size} elements, first at {list(first)}; "
+        f"the worst, {list(worst)}, is {got[worst]:.9g} and should be {want[worst]:.9g}{allowed}"
+    )

@@ -1,0 +1,48 @@
+"""The kit's tests: one for each kernel's declaration, and one for each kernel and case."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmcore.hookspecs import BackendInfo, KernelInfo
+from llmcore.testing.buffers import KernelMismatch, KernelRaised
+from llmcore.testing.conformance import Check, checks, declaration_errors
+from llmcore.testing.invoke import Machine
+from llmcore.testing.pytest_plugin import selected
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each kernel's declaration, and one for each check."""
+    found = selected(metafunc.config)
+    if "check" in metafunc.fixturenames:
+        every = [check for backend, kernel in found for check in checks(backend, kernel)]
+        metafunc.parametrize("check", every, ids=[check.id for check in every])
+    else:
+        ids = [f"{kernel.op} {kernel.target}" for _, kernel in found]
+        metafunc.parametrize(("backend", "kernel"), found, ids=ids)
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    """Worker pools for all checks."""
+    return Machine()
+
+
+def test_declaration(backend: BackendInfo, kernel: KernelInfo) -> None:
+    """The record is consistent, what it names can be imported, and some case of the op is one that it takes."""
+    errors = declaration_errors(kernel, backend)
+    if errors:
+        pytest.fail(f"{kernel.op} ({kernel.target}): {'; '.join(errors)}", pytrace=False)
+
+
+def test_kernel(check: Check, machine: Machine, pytestconfig: pytest.Config) -> None:
+    """The kernel does what its op says, in this case."""
+    reason = check.unsupported()
+    if reason:
+        pytest.skip(reason)
+    try:
+        check.run(machine, batch_invariance=pytestconfig.getoption("--batch-invariance"))
+    except KernelRaised:
+        raise  # with the kernel's own traceback
+    except KernelMismatch as error:
+        pytest.fail(str(error), pytrace=False)
