@@ -1,8 +1,8 @@
 """A bounded cursor over a GGUF header: nothing is allocated before the file is known to hold it.
 
-Limits: the header is at most :data:`HEADER_LIMIT` bytes, arrays nest at most :data:`DEPTH_LIMIT` deep, and a header has
-at most :data:`OBJECT_LIMIT` strings and nested arrays together (the largest vocabularies have half of that), so that no
-file makes us hold more than some 150 MB.
+Limits: the header is at most :data:`HEADER_LIMIT` bytes (the largest vocabularies take half of that), arrays nest at
+most :data:`DEPTH_LIMIT` deep, and a header has at most :data:`STRING_LIMIT` strings and :data:`ARRAY_LIMIT` nested
+arrays, so that no file makes us hold more than 200 MB.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from llmcore.errors import CheckpointError
 from llmcore.weights.mapping import MappedFile
 from llmcore_gguf.types import ARRAY, BOOL, SCALARS, STRING
 
-HEADER_LIMIT = 64 << 20
-OBJECT_LIMIT = 1_500_000
+HEADER_LIMIT = 32 << 20
+STRING_LIMIT = 1_200_000
+ARRAY_LIMIT = 10_000
 DEPTH_LIMIT = 3
 KEY_LIMIT = 1024  # bytes of a key or a tensor name
 
@@ -33,7 +34,8 @@ class Cursor:
         self.end = min(mapping.size, HEADER_LIMIT)
         self.at = 0
         self.place = "header"
-        self._objects = 0
+        self._strings_left = STRING_LIMIT
+        self._arrays_left = ARRAY_LIMIT
 
     def error(self, message: str, offset: int | None = None, remedy: str = "") -> CheckpointError:
         """An error in :attr:`place` at ``offset`` (the cursor if None)."""
@@ -94,18 +96,18 @@ class Cursor:
         element, count = self.u32(), self.u64()
         if element in SCALARS:
             return self._numbers(element, count)
-        self._spend(count, 8 if element == STRING else 12)
         if element == STRING:
             return self._strings(count)
+        self._admit(count, 12, self._arrays_left, "nested arrays")
+        self._arrays_left -= count
         return [self.value(element, depth + 1) for _ in range(count)]
 
-    def _spend(self, count: int, least: int) -> None:
-        """Admits ``count`` objects of at least ``least`` bytes each."""
+    def _admit(self, count: int, least: int, left: int, what: str) -> None:
+        """Refuses ``count`` objects of at least ``least`` bytes each, if the file or the limit has no room for them."""
         if count * least > self.end - self.at:
             raise self.error(f"an array of {count} elements runs past the end of the file", self.at - 8)
-        self._objects += count
-        if self._objects > OBJECT_LIMIT:
-            raise self.error(f"more than {OBJECT_LIMIT} strings and nested arrays", self.at - 8)
+        if count > left:
+            raise self.error(f"there are too many {what} in this file", self.at - 8)
 
     def _numbers(self, kind: int, count: int) -> np.ndarray[Any, Any]:
         code, size = SCALARS[kind]
@@ -117,18 +119,19 @@ class Cursor:
 
     def _strings(self, count: int) -> list[str]:
         """``count`` strings, in one tight loop: vocabularies have hundreds of thousands."""
+        self._admit(count, 8, self._strings_left, "strings")
+        self._strings_left -= count
         buffer, at, end, length_at = self.buffer, self.at, self.end, _LENGTH.unpack_from
-        raw: list[bytes] = []
-        for _ in range(count):
-            start = at + 8
-            length = length_at(buffer, at)[0] if start <= end else end
-            at = start + length
-            if at > end:
-                raise self.error(f"string {len(raw)} of {count} runs past the end of the file", start - 8)
-            raw.append(buffer[start:at])
+        texts: list[str] = []
         try:
-            texts = [text.decode() for text in raw]
+            for _ in range(count):
+                start = at + 8
+                length = length_at(buffer, at)[0] if start <= end else end
+                at = start + length
+                if at > end:
+                    raise self.error(f"string {len(texts)} of {count} runs past the end of the file", start - 8)
+                texts.append(buffer[start:at].decode())
         except UnicodeDecodeError as error:
-            raise self.error("a string of an array is not UTF-8") from error
+            raise self.error(f"string {len(texts)} of {count} is not UTF-8", start + error.start) from error
         self.at = at
         return texts

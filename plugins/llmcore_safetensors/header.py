@@ -21,7 +21,7 @@ from llmcore.weights.json_file import refuse_constant, unique_keys
 from llmcore.weights.mapping import MappedFile
 from llmcore.weights.tensor import Tensor
 
-HEADER_LIMIT = 32 << 20  # the format allows 100 MB; a model of 65,536 tensors needs 10
+HEADER_LIMIT = 16 << 20  # the format allows 100 MB; a model of 65,536 tensors needs 10
 ENTRY_LIMIT = 4096  # characters of one tensor's entry
 COUNT_LIMIT = 65_536  # tensors in one file, and entries in its metadata
 NAME_LIMIT = 1024  # characters of a name
@@ -88,7 +88,8 @@ class _Parser:
         self.at = 0
 
     def error(self, message: str, tensor: str | None = None, at: int | None = None) -> CheckpointError:
-        byte = 8 + len(self.text[: self.at if at is None else at].encode())
+        end, step = self.at if at is None else at, 1 << 16  # in steps: no second copy of a long header
+        byte = 8 + sum(len(self.text[start : min(start + step, end)].encode()) for start in range(0, end, step))
         remedy = "the file is damaged: get it again from its source"
         return CheckpointError(message, file=self.mapping.path, tensor=tensor, offset=byte, remedy=remedy)
 

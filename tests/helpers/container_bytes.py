@@ -102,7 +102,7 @@ def gguf(
     version: bytes = struct.pack("<I", 3),
     data: bytes = EMBED.tobytes() + NORM.tobytes(),
 ) -> bytes:
-    """A GGUF file: :data:`METADATA` with ``change`` (None removes a key), then ``raw_count`` entries of ``raw_metadata``.
+    """A GGUF file: :data:`METADATA` with ``change`` (None removes a key), then ``raw_metadata``, ``raw_count`` keys.
 
     The counts, the magic and the version may lie.
     """
