@@ -25,15 +25,17 @@ class KernelInfo:
 
     Attributes:
         op: the op's name in :mod:`llmcore.ops`.
-        target: import string. ``abi="call"``: a function ``f(*inputs, *weights, *outputs, **attrs)`` in the order of the op's
-            signature that fills its outputs. ``abi="native"``: a function without arguments that returns the address of a
-            ``void kernel(int64 operands, int64 thread, int64 threads)``; :mod:`llmcore.native.abi` says what ``operands`` holds.
+        target: import string. ``abi="call"``: a function ``f(*inputs, *weights, *outputs, **attrs)`` in the order of
+            the op's signature that fills its outputs. ``abi="native"``: a function without arguments that returns the
+            address of a ``void kernel(int64 operands, int64 thread, int64 threads)``; :mod:`llmcore.native.abi` says
+            what ``operands`` holds.
         abi: how the program calls it.
         view: what a ``call`` kernel is given: ``"numpy"`` arrays or ``"torch"`` tensors, over the same memory.
         devices, dtypes: where it runs and the activation types it takes.
         formats: the weight formats it reads (``"F32"``, ``"Q4_1"`` …); empty where the op has no weight.
         supported: import string of ``f(node: NodeView) -> str | None``: why not, or None where it can run.
-        pack: import string of ``f(tensor: Tensor) -> np.ndarray``: repacks a weight into the layout named by ``layout``.
+        pack: import string of ``f(tensor: Tensor) -> np.ndarray``: repacks a weight into the layout named by
+            ``layout``.
         layout: name and version of the private layout that ``pack`` makes, e.g. ``("dense-f32", 1)``.
         exact: whether activations stay float32 inside; ``compute=exact`` takes no others.
         group: kernels of one group bind together from one backend (``"kv"``: ``kv_write`` and ``attention``).
@@ -123,7 +125,8 @@ class SourceInfo:
 
     Attributes:
         matches: import string of ``f(reference: str) -> bool``.
-        fetch: import string of ``f(reference: str, options: FetchOptions) -> Path``: a directory or file on this machine.
+        fetch: import string of ``f(reference: str, options: FetchOptions) -> Path``: a directory or file on this
+            machine.
         example: a reference of this kind, for messages.
         priority: sources are asked in ascending order.
     """

@@ -264,7 +264,7 @@ class LLM:
     # -- looking inside
 
     def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> Array:
-        """Teacher-forced logits of every position, float32 ``[len(token_ids), vocab]``, computed ``chunk`` tokens at a time."""
+        """Teacher-forced logits of every position, float32 ``[tokens, vocab]``, computed ``chunk`` tokens at a time."""
         sizes, pool = self.runner.sizes, self.engine.scheduler.pool
         step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
         needed = -(-len(token_ids) // sizes.page_size)

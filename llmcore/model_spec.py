@@ -1,4 +1,4 @@
-"""What a model family says about a model: the numbers that its layers are built from, and nothing about files or devices."""
+"""What a model family says about a model: the numbers that its layers are built from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class RopeSpec:
         factor: how much longer than ``original_positions`` the context became (all variants but ``default``).
         low_freq_factor, high_freq_factor: ``llama3``.
         beta_fast, beta_slow, attention_factor, truncate: ``yarn``; the factor multiplies cosine and sine.
-        freq_factors: a divisor for every inverse frequency, where a checkpoint stores them ready-made (GGUF ``rope_freqs``).
+        freq_factors: a divisor for every inverse frequency, where a checkpoint stores them ready-made (GGUF
+            ``rope_freqs``).
     """
 
     dim: int

@@ -73,7 +73,7 @@ class Plugins:
         for entry in self.broken():
             if name in (entry.name, entry.distribution):
                 raise PluginError(
-                    f"{kind} {name!r} comes from {entry.distribution} {entry.version}, which failed to load: {entry.error}",
+                    f"{kind} {name!r} comes from {entry.distribution} {entry.version}, which is broken: {entry.error}",
                     remedy=f"repair or uninstall {entry.distribution}",
                 )
         raise PluginError(f"there is no {kind} {name!r}", remedy=near(name, table))
@@ -87,7 +87,9 @@ def resolve(target: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise PluginError(f"cannot import {target!r}: {error}", remedy="is the package that offers it installed?") from error
+        raise PluginError(
+            f"cannot import {target!r}: {error}", remedy="is the package that offers it installed?"
+        ) from error
     return found
 
 
@@ -108,22 +110,6 @@ def _owner(entry: EntryPoint) -> tuple[str, str]:
     return (dist.name, dist.version) if dist is not None else ("unknown", "0")
 
 
-def _load_one(manager: pluggy.PluginManager, entry: EntryPoint) -> Loaded:
-    name, version = _owner(entry)
-    error = ""
-    try:
-        plugin = entry.load()
-        manager.register(plugin, name=f"{name}:{entry.name}")
-        manager.check_pending()  # a misspelt hook fails here, not by never being called
-    except Exception as failure:  # third-party code: whatever it raises must not take the others down
-        if name == DISTRIBUTION:
-            raise
-        manager.set_blocked(f"{name}:{entry.name}")
-        error = f"{type(failure).__name__}: {failure}"
-        warnings.warn(f"plugin {entry.name!r} of {name} {version} is ignored: {error}", PluginWarning, stacklevel=4)
-    return Loaded(entry.name, name, version, entry.value, error)
-
-
 KINDS: tuple[tuple[str, str, str], ...] = (
     ("backend", "backends", "name"),
     ("family", "families", "name"),
@@ -134,21 +120,28 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _collect(plugins: Plugins, manager: pluggy.PluginManager, entry: Loaded) -> None:
-    plugin = manager.get_plugin(f"{entry.distribution}:{entry.name}")
-    for kind, table_name, key in KINDS:
-        hook = getattr(plugin, f"llmcore_{table_name}", None)
-        table = getattr(plugins, table_name)
-        for record in hook() if hook is not None else ():
-            name = getattr(record, key)
-            if name in table:
-                other = plugins.providers[kind, name]
-                raise PluginError(
-                    f"{kind} {name!r} of {entry.distribution} is already offered by {other}",
-                    remedy=f"uninstall one of them, or leave it out with LLMCORE_LOAD_PLUGINS ({entry.name} is this one)",
-                )
-            table[name] = record
-            plugins.providers[kind, name] = entry.distribution
+def _admit(plugins: Plugins, manager: pluggy.PluginManager, entry: EntryPoint) -> None:
+    """Imports one entry point and takes over what it offers; raises whatever is wrong with it."""
+    distribution = _owner(entry)[0]
+    plugin = entry.load()
+    manager.register(plugin, name=f"{distribution}:{entry.name}")
+    manager.check_pending()  # a misspelt hook fails here, not by never being called
+    offered = [(kind, table, key, record) for kind, table, key in KINDS for record in _records(plugin, table)]
+    for kind, table, key, record in offered:
+        name = getattr(record, key)
+        if name in getattr(plugins, table):
+            raise PluginError(
+                f"{kind} {name!r} of {distribution} is already offered by {plugins.providers[kind, name]}",
+                remedy=f"uninstall one of them, or leave {entry.name!r} out of LLMCORE_LOAD_PLUGINS",
+            )
+    for kind, table, key, record in offered:
+        getattr(plugins, table)[getattr(record, key)] = record
+        plugins.providers[kind, getattr(record, key)] = distribution
+
+
+def _records(plugin: object, table: str) -> list[Any]:
+    hook = getattr(plugin, f"llmcore_{table}", None)
+    return list(hook()) if hook is not None else []
 
 
 def load(found: Iterable[EntryPoint] | None = None) -> Plugins:
@@ -157,19 +150,18 @@ def load(found: Iterable[EntryPoint] | None = None) -> Plugins:
     manager.add_hookspecs(hookspecs)
     plugins = Plugins()
     for entry in _wanted(entry_points(group=hookspecs.GROUP) if found is None else found):
-        loaded = _load_one(manager, entry)
-        if not loaded.error:
-            try:
-                _collect(plugins, manager, loaded)
-            except Exception as failure:
-                if loaded.distribution == DISTRIBUTION:
-                    raise
-                error = f"{type(failure).__name__}: {failure}"
-                warnings.warn(
-                    f"plugin {entry.name!r} of {loaded.distribution} {loaded.version} is ignored: {error}", PluginWarning, stacklevel=2
-                )
-                loaded = Loaded(loaded.name, loaded.distribution, loaded.version, loaded.module, error)
-        plugins.loaded.append(loaded)
+        name, version = _owner(entry)
+        error = ""
+        try:
+            _admit(plugins, manager, entry)
+        except Exception as failure:  # third-party code: whatever it raises must not take the others down
+            if name == DISTRIBUTION:
+                raise
+            if (loaded := manager.get_plugin(f"{name}:{entry.name}")) is not None:
+                manager.unregister(loaded)  # else its misspelt hook would fail every plugin after it
+            error = f"{type(failure).__name__}: {failure}"
+            warnings.warn(f"plugin {entry.name!r} of {name} {version} is ignored: {error}", PluginWarning, stacklevel=2)
+        plugins.loaded.append(Loaded(entry.name, name, version, entry.value, error))
     return plugins
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from llmcore.cache.pages import PagePool
@@ -39,8 +39,8 @@ class Counters:
 class Engine:
     """Runs any number of requests over one model.
 
-    Every :meth:`step` computes one ragged batch, prompts in chunks beside running sequences, and samples a token for each
-    sequence that reached its end.
+    Every :meth:`step` computes one ragged batch, prompts in chunks beside running sequences, and samples a token for
+    each sequence that reached its end.
     """
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from llmcore.graph.weight_store import WeightStore
 from llmcore.hookspecs import FamilyInfo
 from llmcore.model_config import IGNORABLE
 from llmcore.model_spec import ModelSpec
-from llmcore.plugins import Plugins, resolve
+from llmcore.plugins import Plugins
 from llmcore.registry.choose import Registry
 from llmcore.weights.checkpoint import Checkpoint
 from llmcore.weights.claims import claim
@@ -99,7 +99,7 @@ def _quota() -> int:
 
 
 def family_of(config: dict[str, Any], plugins: Plugins) -> FamilyInfo:
-    """The family that takes the config's ``model_type``; raises :class:`UnsupportedModelError` with those that exist."""
+    """The family that takes the config's ``model_type``; raises :class:`UnsupportedModelError` listing the others."""
     model_type = config.get("model_type")
     types = {name: family for family in plugins.families.values() for name in family.model_types}
     if not isinstance(model_type, str) or model_type not in types:

@@ -1,7 +1,8 @@
 """From logits to tokens, for every row of a step by its own request's parameters.
 
-Penalties touch few logits and are applied here; the filters and the draw are ops, run as one program over all rows, so that
-they come from the same backends as the model. A draw depends on the request's seed and the token's index alone.
+Penalties touch few logits and are applied here; the filters and the draw are ops, run as one program over all rows,
+so that they come from the same backends as the model. A draw depends on the request's seed and the token's index
+alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def sampling_graph(vocab: int, filters: tuple[bool, bool, bool]) -> Graph:
 
 
 def _inputs(vocab: int) -> dict[str, Any]:
-    per_row = {name: ((R,), "f32") for name in ("temperature", "top_p", "min_p", "u")}
+    per_row = dict.fromkeys(("temperature", "top_p", "min_p", "u"), ((R,), "f32"))
     return {"logits": ((R, vocab), "f32"), "top_k": ((R,), "i32"), **per_row}
 
 

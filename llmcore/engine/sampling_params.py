@@ -22,8 +22,8 @@ class SamplingParams:
         top_k: keep the k most probable tokens; 0 is off.
         top_p: keep the smallest set of tokens with this probability; 1 is off.
         min_p: keep tokens at least this many times as probable as the best; 0 is off.
-        repetition_penalty: logits of all tokens seen, the prompt's included, are divided (multiplied where negative) by it
-            (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
+        repetition_penalty: logits of all tokens seen, the prompt's included, are divided (multiplied where negative)
+            by it (Keskar et al. 2019, arXiv:1909.05858); 1 is off.
         presence_penalty: subtracted once from the logit of every generated token; 0 is off.
         frequency_penalty: subtracted as many times as the token was generated; 0 is off.
         seed: makes the draw repeatable, whatever else is in the batch; None draws a seed.

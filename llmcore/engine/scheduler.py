@@ -1,4 +1,4 @@
-"""Which sequences get how many tokens in the next step: first come, first served, within a token budget and the page pool."""
+"""Which sequences get how many tokens in the next step: first come, first served, within budget and page pool."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Scheduled:
 class Scheduler:
     """Iteration-level scheduling (Yu et al. 2022, Orca): sequences join and leave between steps.
 
-    Running sequences come first, in order of arrival; what is left of the budget goes to waiting ones, a long prompt in chunks.
-    When pages run out, the latest arrival gives its pages back and waits; its tokens are computed again later.
+    Running sequences come first, in order of arrival; what is left of the budget goes to waiting ones, a long prompt
+    in chunks. When pages run out, the latest arrival gives its pages back and waits; its tokens are computed again
+    later.
     """
 
     def __init__(self, pool: PagePool, page_size: int, max_seqs: int, max_tokens: int, max_context: int) -> None:
@@ -50,7 +51,7 @@ class Scheduler:
         room = self.max_context - len(request.prompt_ids)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(request.prompt_ids)} tokens; with one new token the context of {self.max_context} is exceeded",
+                f"the prompt has {len(request.prompt_ids)} tokens, and the context holds {self.max_context}, an answer included",
                 field="prompt",
                 remedy="shorten it, or raise engine.max_context (and engine.kv_pages)",
             )

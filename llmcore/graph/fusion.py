@@ -14,8 +14,9 @@ Accept = Callable[[Node, list[Node]], bool]
 def fuse(graph: Graph, accept: Accept) -> None:
     """Rewrites ``graph`` in place.
 
-    Fused ops are tried in the order of their declaration. A match is taken if its inner values are used nowhere else, nothing between
-    its nodes would see the change of order, and ``accept(fused node, its parts)`` says so: that is where backends are asked.
+    Fused ops are tried in the order of their declaration. A match is taken if its inner values are used nowhere else,
+    nothing between its nodes would see the change of order, and ``accept(fused node, its parts)`` says so: that is
+    where backends are asked.
     """
     for spec in ops.OPS.values():
         if not spec.fused:

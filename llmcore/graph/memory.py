@@ -1,8 +1,8 @@
 """The memory plan: every intermediate value gets an offset in one arena, by liveness.
 
-Values that are never alive together share bytes. An output takes over the memory of an input that dies with the op where the op allows
-it. Offsets are assigned by the greedy-by-size strategy of Pisarchyk & Lee 2020 (arXiv:2001.03288); the lower bound that the
-result is compared with is the largest set of bytes alive at once.
+Values that are never alive together share bytes. An output takes over the memory of an input that dies with the op
+where the op allows it. Offsets are assigned by the greedy-by-size strategy of Pisarchyk & Lee 2020
+(arXiv:2001.03288); the lower bound that the result is compared with is the largest set of bytes alive at once.
 """
 
 from __future__ import annotations

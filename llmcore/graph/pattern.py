@@ -108,7 +108,7 @@ class Matcher:
             self.by_op.setdefault(node.op.name, []).append(node)
 
     def find(self, pattern: Pattern, taken: set[int]) -> Iterator[Match]:
-        """Every match whose last part is a node of the graph, in graph order; nodes with ids in ``taken`` are left alone."""
+        """Every match, in graph order; nodes with ids in ``taken`` are left alone."""
         anchor = pattern.parts[-1]
         for node in self.by_op.get(anchor.op, ()):
             if id(node) not in taken:

@@ -1,4 +1,4 @@
-"""The program: a graph bound to kernels and memory for steps of up to a given size. Built once, run every step, never changed."""
+"""The program: a graph bound to kernels and memory for steps of up to a given size, built once and run every step."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Compiler:
     """Makes programs for one model: chooses kernels, fuses, plans, binds."""
 
     def __init__(self, registry: Registry, memory: Memory, inputs: StepInputs, pool: Callable[[], WorkerPool]) -> None:
-        """All programs of one compiler share inputs, weights, states, outputs, arena and workers (started when first needed)."""
+        """Its programs share inputs, weights, states, outputs, arena and workers (started when first needed)."""
         self.registry = registry
         self.memory = memory
         self.inputs = inputs

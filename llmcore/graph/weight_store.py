@@ -1,4 +1,4 @@
-"""The weights of one model as its kernels read them: mapped where possible, converted or repacked where a kernel asks for it."""
+"""The weights of one model as its kernels read them: mapped where possible, repacked where a kernel asks for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ Key = tuple[str, str, int]
 class WeightStore:
     """Tensors of a checkpoint by name, and what was made of them.
 
-    Every repack is kept under (tensor, layout name, layout version), so that programs of all buckets and a tied table share it.
+    Every repack is kept under (tensor, layout name, layout version), so that programs of all buckets and a tied table
+    share it.
     """
 
     tensors: Mapping[str, Tensor]

@@ -73,7 +73,7 @@ class SwiGLU:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Logits over the vocabulary, ``[R, size] -> [R, vocab]``; ``table`` is the embedding's weight where the two are tied."""
+    """Logits, ``[R, size] -> [R, vocab]``; ``table`` is the embedding's weight where the two are tied."""
 
     path: str
     vocab: int

@@ -1,7 +1,7 @@
 """RoPE tables: cosine and sine of every position's angles, for each scaling variant by its own formula.
 
-Sources: default, Su et al. 2021 (arXiv:2104.09864); linear, Chen et al. 2023 (arXiv:2306.15595); dynamic, the NTK-aware scaling of
-Peng et al. 2023 (arXiv:2309.00071, appendix B); llama3, the Llama 3.1 reference; yarn, arXiv:2309.00071.
+Sources: default, Su et al. 2021 (arXiv:2104.09864); linear, Chen et al. 2023 (arXiv:2306.15595); dynamic, the NTK-aware
+scaling of Peng et al. 2023 (arXiv:2309.00071, appendix B); llama3, the Llama 3.1 reference; yarn, arXiv:2309.00071.
 
 Angles are float32 products of position and inverse frequency, as the models were trained with.
 """
@@ -90,7 +90,7 @@ def tables(spec: RopeSpec, positions: int) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, eq=False)
 class RoPE:
-    """Rotates query or key heads, ``[T, heads * head_dim]``, by their positions; one pair of tables serves the whole model."""
+    """Rotates query or key heads, ``[T, heads * head_dim]``; one pair of tables serves the whole model."""
 
     spec: RopeSpec
     head_dim: int

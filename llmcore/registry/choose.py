@@ -1,7 +1,8 @@
 """The choice of a kernel for every node, with its reason.
 
-For each node the backends are asked in the order of the user's preference. The first kernel that fits op, device, dtype, weight
-formats and its own ``supported`` predicate is taken, and why the ones before it were not is kept: nothing falls back silently.
+For each node the backends are asked in the order of the user's preference. The first kernel that fits op, device,
+dtype, weight formats and its own ``supported`` predicate is taken, and why the ones before it were not is kept:
+nothing falls back silently.
 """
 
 from __future__ import annotations

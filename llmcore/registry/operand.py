@@ -38,7 +38,8 @@ class Operand:
         return self.shape[0].name if self.shape and isinstance(self.shape[0], Sym) else None
 
     def view(self, kind: str) -> Any:
-        """The array itself, or a torch tensor over the same memory (read-only memory too: kernels don't write to weights)."""
+        """The array itself, or a torch tensor over the same memory (read-only memory too: kernels don't write to
+        weights)."""
         return self.array if kind == "numpy" else as_torch(self.array)
 
 
@@ -56,7 +57,8 @@ def as_torch(array: np.ndarray[Any, Any]) -> Any:
 
 
 def aligned(nbytes: int, alignment: int = 64) -> np.ndarray[Any, Any]:
-    """A zeroed uint8 array of ``nbytes`` that begins on an ``alignment`` boundary; pages are taken only when touched."""
+    """A zeroed uint8 array of ``nbytes`` that begins on an ``alignment`` boundary; pages are taken only when
+    touched."""
     block = np.zeros(nbytes + alignment, np.uint8)
     start = -block.ctypes.data % alignment
     return block[start : start + nbytes]
