@@ -60,6 +60,8 @@ def floors(repository: Path, found: Iterable[Source]) -> dict[str, int]:
     known = {}
     for source in found:
         root = source.path.relative_to(repository).parts[0]
+        if root == "llmcore" and source.room not in FLOORS:
+            raise LookupError(f"the room {source.room} has no floor: give it one here and in docs/architecture.md")
         known[source.room] = FLOORS[source.room] if root == "llmcore" else ROOTS[root]
     return known
 
