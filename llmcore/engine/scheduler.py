@@ -51,7 +51,7 @@ class Scheduler:
         room = self.max_context - len(request.prompt_ids)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(request.prompt_ids)} tokens, and the context holds {self.max_context}, an answer included",
+                f"the prompt has {len(request.prompt_ids)} tokens; prompt and answer may have {self.max_context}",
                 field="prompt",
                 remedy="shorten it, or raise engine.max_context (and engine.kv_pages)",
             )
@@ -61,26 +61,30 @@ class Scheduler:
         """The next step's work, with pages allocated for it; empty when nothing is left to do."""
         budget = self.max_tokens
         plan: list[Scheduled] = []
+        preempted = False
         for request in list(self.running):
-            if budget == 0:
-                break
-            if request not in self.running:
-                continue  # it was preempted a moment ago
+            if budget == 0 or request not in self.running:  # not running: it gave way to an earlier one a moment ago
+                continue
             count = min(request.pending, budget)
-            if self._make_room(request, count):
+            preempted |= self._make_room(request, count)
+            if request in self.running:
                 plan.append(Scheduled(request, count))
                 budget -= count
-        plan = [
-            item for item in plan if item.request in self.running
-        ]  # a later one may have been preempted for an earlier
+        if not preempted:
+            plan += self._admit(budget)
+        return plan
+
+    def _admit(self, budget: int) -> list[Scheduled]:
+        """Lets waiting requests in, in order, while the budget lasts and the pool holds each one's tokens so far."""
+        plan: list[Scheduled] = []
         while self.waiting and budget > 0 and len(self.running) < self.max_seqs:
             request = self.waiting[0]
-            count = min(request.pending, budget)
-            if not self.pool.can_allocate(self._missing(request, count)):
+            if not self.pool.can_allocate(self._missing(request, request.pending)):
                 break
             self.waiting.popleft()
             self.running.append(request)
-            request.pages += self.pool.allocate(self._missing(request, count))
+            request.pages += self.pool.allocate(self._missing(request, request.pending))
+            count = min(request.pending, budget)
             plan.append(Scheduled(request, count))
             budget -= count
         return plan
@@ -99,16 +103,20 @@ class Scheduler:
         return max(needed - len(request.pages), 0)
 
     def _make_room(self, request: Request, count: int) -> bool:
-        """Gives ``request`` the pages for ``count`` tokens; preempts the latest arrivals while there are none."""
+        """Gives ``request`` the pages for ``count`` tokens; says whether the latest arrivals had to give theirs back.
+
+        ``request`` may be the latest itself; it waits then.
+        """
+        preempted = False
         while not self.pool.can_allocate(self._missing(request, count)):
-            victim = self.running[-1]
+            victim = self.running.pop()
             self._free(victim)
-            self.running.remove(victim)
             self.waiting.appendleft(victim)
+            preempted = True
             if victim is request:
-                return False
+                return True
         request.pages += self.pool.allocate(self._missing(request, count))
-        return True
+        return preempted
 
     def _free(self, request: Request) -> None:
         self.pool.release(request.pages)
