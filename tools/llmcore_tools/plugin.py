@@ -1,0 +1,13 @@
+"""Registers the tools as subcommands of ``llmcore``."""
+
+from __future__ import annotations
+
+from llmcore.hookspecs import CommandInfo, hookimpl
+
+
+@hookimpl
+def llmcore_commands() -> list[CommandInfo]:
+    """The tools."""
+    return [
+        CommandInfo("verify", "compare a model with transformers or another backend", "llmcore_tools.verify:main", 60),
+    ]
