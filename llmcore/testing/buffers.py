@@ -89,6 +89,7 @@ class Guarded:
         for zone, origin in ((self._block[: self._start], self._start), (self._block[end:], 0)):
             changed = np.flatnonzero(zone != FILL)
             if changed.size:
+                zone[...] = FILL  # scratch memory is used again: said once is enough
                 first = int(changed[0]) - origin
                 place = f"{-first} bytes before its start" if origin else f"{first} bytes past its end"
                 raise KernelMismatch(f"{self.name}: {changed.size} bytes outside it were overwritten, first {place}")

@@ -146,6 +146,8 @@ def settings(spec: OpSpec, kernel: KernelInfo, dtype: str, machine: Machine) -> 
     plain = Setting(machine, dtype)
     threads = 2 if kernel.abi == "native" else 1
     yield plain
+    if kernel.abi == "native":
+        yield replace(plain, threads=threads, late=True)
     yield replace(plain, threads=threads, skewed=True)
     for output, inputs in spec.inplace.items():
         for name in inputs:

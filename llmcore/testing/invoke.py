@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,12 @@ class Machine:
     def __init__(self) -> None:
         self._pools: dict[int, tuple[WorkerPool, Guarded]] = {}
 
-    def run(self, function: int, operands: np.ndarray[Any, Any], threads: int) -> None:
-        """Runs the kernel at address ``function`` as a program of one row; ``operands[1]`` is filled in here."""
+    def run(self, function: int, operands: np.ndarray[Any, Any], threads: int, *, late: bool = False) -> None:
+        """Runs the kernel at address ``function`` as a program of one row; ``operands[1]`` is filled in here.
+
+        ``late``: only thread 0 comes, the others never do. A busy machine does this, and a kernel that divides its work
+        by the number of threads is then not done.
+        """
         if threads not in self._pools:
             from llmcore.native.pool import WorkerPool
 
@@ -39,7 +44,11 @@ class Machine:
             self._pools[threads] = WorkerPool(threads), scratch
         pool, scratch = self._pools[threads]
         operands[1] = scratch.address
-        pool.run(np.array([[function, operands.ctypes.data]], np.int64))
+        if late:
+            call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(function)
+            call(operands.ctypes.data, 0, threads)
+        else:
+            pool.run(np.array([[function, operands.ctypes.data]], np.int64))
         scratch.check()
 
 
@@ -49,6 +58,7 @@ class Setting:
 
     Attributes:
         dtype: of the activations.
+        threads, late: of a native kernel; ``late``: only the first of them comes.
         skewed: operands begin one element past a 64-byte boundary.
         inplace: (output, input) that share memory.
     """
@@ -56,11 +66,14 @@ class Setting:
     machine: Machine
     dtype: str = "float32"
     threads: int = 1
+    late: bool = False
     skewed: bool = False
     inplace: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         parts = [self.dtype, f"{self.threads} thread{'s' * (self.threads > 1)}"]
+        if self.late:
+            parts.append("of which only the first came")
         if self.skewed:
             parts.append("operands not aligned to 64 bytes")
         if self.inplace:
@@ -96,7 +109,7 @@ def execute(
     try:
         if kernel.abi == "native":
             table, _keep = _operand_table(spec, operands, dims, attrs)
-            setting.machine.run(target(), table, setting.threads)
+            setting.machine.run(target(), table, setting.threads, late=setting.late)
         else:
             target(*(_view(kernel, operands.get(param.name)) for param in spec.params), **attrs)
     except KernelMismatch:

@@ -40,9 +40,12 @@ def test_kernel(check: Check, machine: Machine, pytestconfig: pytest.Config) -> 
     reason = check.unsupported()
     if reason:
         pytest.skip(reason)
+    failure = ""
     try:
         check.run(machine, batch_invariance=pytestconfig.getoption("--batch-invariance"))
     except KernelRaised:
         raise  # with the kernel's own traceback
     except KernelMismatch as error:
-        pytest.fail(str(error), pytrace=False)
+        failure = str(error)
+    if failure:
+        pytest.fail(failure, pytrace=False)
