@@ -20,10 +20,9 @@ Importing this imports Numba.
 from __future__ import annotations
 
 from llmcore.native import HEADER, SCRATCH_BYTES
-from llmcore.native.compiling import compiled, inlined, native_kernel, specialised
+from llmcore.native.compiling import NativeKernel, compiled, inlined, native_kernel, specialised
 from llmcore.native.memory import (
     array,
-    bits_of_f32,
     f64_from_bits,
     fetch_add,
     load_f16,
@@ -36,6 +35,7 @@ from llmcore.native.memory import (
     load_u16,
     load_u32,
     store_f32,
+    store_f64,
     store_i32,
     store_i64,
 )
@@ -44,7 +44,7 @@ from llmcore.native.memory import (
 @inlined  # type: ignore[untyped-decorator]
 def claim(operands: int) -> int:
     """The next chunk of this row's work: 0, 1, 2 …; the caller stops at the number of chunks that there are."""
-    return fetch_add(load_i64(operands), 1)
+    return int(fetch_add(load_i64(operands), 1))
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -79,8 +79,8 @@ def f64_attr(operands: int, index: int) -> float:
 
 __all__ = [
     "SCRATCH_BYTES",
+    "NativeKernel",
     "array",
-    "bits_of_f32",
     "claim",
     "compiled",
     "dim",
@@ -102,6 +102,7 @@ __all__ = [
     "scratch",
     "specialised",
     "store_f32",
+    "store_f64",
     "store_i32",
     "store_i64",
     "tensor",

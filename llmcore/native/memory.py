@@ -1,11 +1,12 @@
 """Memory by address, for code that Numba compiles: loads, stores, atomics, array views, calls of an address.
 
 Addresses are int64. Nothing here counts references or checks bounds: whoever wrote the operand table keeps the memory
-alive.
+alive. Data out of a checkpoint may lie on any byte; int64 words lie on their natural boundary.
 """
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -15,93 +16,79 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 WORD = ir.IntType(64)
+Emit = Callable[..., Any]
 
 
-def _pointer(builder: Any, address: Any, element: Any) -> Any:
+def emits(result: Any, *parameters: Any) -> Callable[[Emit], Emit]:
+    """Makes ``f(builder, *values) -> value`` a function for compiled code, of Numba types ``parameters`` → ``result``.
+
+    ``f`` runs at compile time: it emits LLVM instructions with ``builder``. It may return None where ``result`` is
+    void.
+    """
+
+    def decorate(emit: Emit) -> Emit:
+        def operation(_context: Any, *_arguments: Any) -> Any:
+            def generate(target: Any, builder: Any, _signature: Any, values: Any) -> Any:
+                value = emit(builder, *values)
+                return target.get_dummy_value() if value is None else value
+
+            return result(*parameters), generate
+
+        operation.__name__ = emit.__name__
+        operation.__doc__ = emit.__doc__
+        names = ["context", *(f"argument{i}" for i in range(len(parameters)))]
+        positional = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        operation.__signature__ = inspect.Signature(positional)  # type: ignore[attr-defined]  # Numba counts by it
+        return intrinsic(operation)  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def pointer(builder: Any, address: Any, element: Any) -> Any:
+    """The address as an LLVM pointer to ``element``."""
     return builder.inttoptr(address, element.as_pointer())
 
 
-def _loader(kind: Any, element: Any) -> Callable[[int], Any]:
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load(_context: Any, _address: Any) -> Any:
-        def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            return builder.load(_pointer(builder, arguments[0], element), align=element_align(element))
-
-        return kind(types.int64), generate
-
-    return load  # type: ignore[no-any-return]
+def _loader(kind: Any, element: Any, align: int = 1) -> Emit:
+    return emits(kind, types.int64)(lambda b, address: b.load(pointer(b, address, element), align=align))
 
 
-def _storer(kind: Any, element: Any) -> Callable[[int, Any], None]:
-    @intrinsic  # type: ignore[untyped-decorator]
-    def store(_context: Any, _address: Any, _value: Any) -> Any:
-        def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            builder.store(arguments[1], _pointer(builder, arguments[0], element), align=element_align(element))
-            return target.get_dummy_value()
+def _storer(kind: Any, element: Any, align: int = 1) -> Emit:
+    def store(builder: Any, address: Any, value: Any) -> None:
+        builder.store(value, pointer(builder, address, element), align=align)
 
-        return types.void(types.int64, kind), generate
-
-    return store  # type: ignore[no-any-return]
+    return emits(types.void, types.int64, kind)(store)
 
 
-def element_align(element: Any) -> int:
-    """What a load of ``element`` may assume of its address: words are aligned, data out of a checkpoint is not."""
-    return 8 if element == WORD else 1
-
-
-load_i64: Callable[[int], int] = _loader(types.int64, WORD)
-load_i32: Callable[[int], int] = _loader(types.int32, ir.IntType(32))
-load_i8: Callable[[int], int] = _loader(types.int8, ir.IntType(8))
-load_u8: Callable[[int], int] = _loader(types.uint8, ir.IntType(8))
-load_u16: Callable[[int], int] = _loader(types.uint16, ir.IntType(16))
-load_u32: Callable[[int], int] = _loader(types.uint32, ir.IntType(32))
-load_f32: Callable[[int], float] = _loader(types.float32, ir.FloatType())
+load_i64: Callable[[int], int] = _loader(types.int64, WORD, 8)
+load_i32 = _loader(types.int32, ir.IntType(32))
+load_i8 = _loader(types.int8, ir.IntType(8))
+load_u8 = _loader(types.uint8, ir.IntType(8))
+load_u16 = _loader(types.uint16, ir.IntType(16))
+load_u32 = _loader(types.uint32, ir.IntType(32))
+load_f32 = _loader(types.float32, ir.FloatType())
 load_f64: Callable[[int], float] = _loader(types.float64, ir.DoubleType())
-store_i64: Callable[[int, int], None] = _storer(types.int64, WORD)
-store_i32: Callable[[int, int], None] = _storer(types.int32, ir.IntType(32))
-store_f32: Callable[[int, float], None] = _storer(types.float32, ir.FloatType())
+store_i64 = _storer(types.int64, WORD, 8)
+store_i32 = _storer(types.int32, ir.IntType(32))
+store_f32 = _storer(types.float32, ir.FloatType())
+store_f64 = _storer(types.float64, ir.DoubleType())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load_f16(_context: Any, _address: Any) -> Any:
+@emits(types.float32, types.int64)
+def load_f16(builder: Any, address: Any) -> Any:
     """The IEEE half at an address, as float32."""
-
-    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        half = builder.load(_pointer(builder, arguments[0], ir.HalfType()), align=1)
-        return builder.fpext(half, ir.FloatType())
-
-    return types.float32(types.int64), generate
+    return builder.fpext(builder.load(pointer(builder, address, ir.HalfType()), align=1), ir.FloatType())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def f64_from_bits(_context: Any, _bits: Any) -> Any:
+@emits(types.float64, types.int64)
+def f64_from_bits(builder: Any, bits: Any) -> Any:
     """The float64 whose bits are an int64: how an operand table holds a floating-point attribute."""
-
-    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
+    return builder.bitcast(bits, ir.DoubleType())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def bits_of_f32(_context: Any, _value: Any) -> Any:
-    """The int32 with the bits of a float32."""
-
-    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
-
-
-# --- arrays over an address ---
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _as_pointer(_context: Any, _address: Any) -> Any:
-    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), generate
+@emits(types.voidptr, types.int64)
+def _as_pointer(builder: Any, address: Any) -> Any:
+    return pointer(builder, address, ir.IntType(8))
 
 
 @njit(forceinline=True)  # type: ignore[untyped-decorator]
@@ -110,48 +97,37 @@ def array(address: int, shape: Any, dtype: Any) -> Any:
     return carray(_as_pointer(address), shape, dtype)
 
 
-# --- atomics, sequentially consistent unless named otherwise ---
+# --- atomics on int64 words, sequentially consistent unless named otherwise ---
 
 
-def _atomic(operation: str) -> Callable[[int, int], int]:
-    @intrinsic  # type: ignore[untyped-decorator]
-    def atomic(_context: Any, _address: Any, _value: Any) -> Any:
-        def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            return builder.atomic_rmw(operation, _pointer(builder, arguments[0], WORD), arguments[1], "seq_cst")
-
-        return types.int64(types.int64, types.int64), generate
-
-    return atomic  # type: ignore[no-any-return]
+@emits(types.int64, types.int64, types.int64)
+def fetch_add(builder: Any, address: Any, value: Any) -> Any:
+    """Adds to the word at an address; returns what it held before."""
+    return builder.atomic_rmw("add", pointer(builder, address, WORD), value, "seq_cst")
 
 
-fetch_add: Callable[[int, int], int] = _atomic("add")  # adds to the word at an address; returns what it held before
-exchange: Callable[[int, int], int] = _atomic("xchg")  # replaces the word; returns what it held before
+@emits(types.int64, types.int64, types.int64)
+def exchange(builder: Any, address: Any, value: Any) -> Any:
+    """Replaces the word at an address; returns what it held before."""
+    return builder.atomic_rmw("xchg", pointer(builder, address, WORD), value, "seq_cst")
 
 
-def _atomic_load(ordering: str) -> Callable[[int], int]:
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load(_context: Any, _address: Any) -> Any:
-        def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            return builder.load_atomic(_pointer(builder, arguments[0], WORD), ordering, 8)
-
-        return types.int64(types.int64), generate
-
-    return load  # type: ignore[no-any-return]
+@emits(types.int64, types.int64)
+def load_acquire(builder: Any, address: Any) -> Any:
+    """Loads a word, and with it sees every store made before the :func:`store_release` that it reads from."""
+    return builder.load_atomic(pointer(builder, address, WORD), "acquire", 8)
 
 
-load_acquire: Callable[[int], int] = _atomic_load("acquire")
-load_ordered: Callable[[int], int] = _atomic_load("seq_cst")
+@emits(types.int64, types.int64)
+def load_ordered(builder: Any, address: Any) -> Any:
+    """Loads a word, not before any earlier atomic operation of this thread has taken place."""
+    return builder.load_atomic(pointer(builder, address, WORD), "seq_cst", 8)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def store_release(_context: Any, _address: Any, _value: Any) -> Any:
-    """Stores a word so that whoever loads it (acquire) sees every store made before it."""
-
-    def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        builder.store_atomic(arguments[1], _pointer(builder, arguments[0], WORD), "release", 8)
-        return target.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
+@emits(types.void, types.int64, types.int64)
+def store_release(builder: Any, address: Any, value: Any) -> None:
+    """Stores a word so that whoever loads it (:func:`load_acquire`) sees every store made before it."""
+    builder.store_atomic(value, pointer(builder, address, WORD), "release", 8)
 
 
 # --- control ---
@@ -164,29 +140,18 @@ _PAUSE: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def pause(_context: Any) -> Any:
+@emits(types.void)
+def pause(builder: Any) -> None:
     """Tells the processor that this is a spin loop; nothing where it has no such instruction."""
-
-    def generate(target: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
-        found = _PAUSE.get(platform.machine().lower())
-        if found:
-            name, numbers = found
-            word = ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [word] * len(numbers))
-            builder.call(builder.module.declare_intrinsic(name, (), kind), [word(number) for number in numbers])
-        return target.get_dummy_value()
-
-    return types.void(), generate
+    name, numbers = _PAUSE.get(platform.machine().lower(), ("", ()))
+    if name:
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [word] * len(numbers))
+        builder.call(builder.module.declare_intrinsic(name, (), kind), [word(number) for number in numbers])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def call_kernel(_context: Any, _function: Any, _operands: Any, _thread: Any, _threads: Any) -> Any:
+@emits(types.void, types.int64, types.int64, types.int64, types.int64)
+def call_kernel(builder: Any, function: Any, operands: Any, thread: Any, threads: Any) -> None:
     """Calls the ``void kernel(int64 operands, int64 thread, int64 threads)`` at an address."""
-
-    def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [WORD, WORD, WORD])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return target.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+    kind = ir.FunctionType(ir.VoidType(), [WORD, WORD, WORD])
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [operands, thread, threads])

@@ -1,0 +1,29 @@
+"""embedding: rows of a table, unpacked straight to the output. ``embedding.Q8_0`` is the kernel for Q8_0 weights."""
+
+from __future__ import annotations
+
+from llmcore.native.abi import claim, dim, load_i32, scratch, tensor
+from llmcore_numba.elementwise import copy
+from llmcore_numba.operands import operands_of
+from llmcore_numba.unpack import FORMATS
+from llmcore_numba.weights import PerFormat, row_bytes, unpack_row
+
+FORMAT = FORMATS["F32"]  # each kernel has its own
+
+IDS, WEIGHT, Y, T, _V, D = operands_of("embedding")
+
+
+@PerFormat
+def embedding(operands, thread, _threads):
+    tokens, width = dim(operands, T), dim(operands, D)
+    ids, weight, y = tensor(operands, IDS), tensor(operands, WEIGHT), tensor(operands, Y)
+    work = scratch(operands, thread)
+    token = claim(operands)
+    while token < tokens:
+        row, out = weight + load_i32(ids + token * 4) * row_bytes(FORMAT, width), y + token * width * 4
+        if width % 16:  # a row's last vector is written whole, which may not touch the next token
+            unpack_row(FORMAT, row, width, work)
+            copy(work, out, width)
+        else:
+            unpack_row(FORMAT, row, width, out)
+        token = claim(operands)

@@ -1,0 +1,11 @@
+"""The numbers of an op's operands, by its signature: tensors, then dims, then attributes."""
+
+from __future__ import annotations
+
+from llmcore import ops
+
+
+def operands_of(op: str) -> range:
+    """One number for every tensor, dim and attribute of ``op``, to unpack into names that kernels use."""
+    spec = ops.get(op)
+    return range(len(spec.params) + len(spec.dims) + len(spec.attrs))

@@ -1,0 +1,44 @@
+"""rope: the two elements of a pair are loaded before either is stored, so it may run in place."""
+
+from __future__ import annotations
+
+from llmcore.native.abi import claim, dim, i64_attr, inlined, load_f32, load_i32, native_kernel, store_f32, tensor
+from llmcore_numba.elementwise import copy
+from llmcore_numba.operands import operands_of
+
+CHUNK = 4096  # elements, at least one token
+
+X, POSITIONS, COS, SIN, Y, T, D, _P, F, HEAD_DIM, INTERLEAVED = operands_of("rope")
+
+
+@inlined
+def rotate_head(x, y, cos, sin, pairs, to_second, to_next):
+    """Turns the pairs of one head; ``to_second`` bytes lie between the two of a pair, ``to_next`` between pairs."""
+    for f in range(pairs):
+        c, s = load_f32(cos + f * 4), load_f32(sin + f * 4)
+        a, b = load_f32(x + f * to_next), load_f32(x + f * to_next + to_second)
+        store_f32(y + f * to_next, a * c - b * s)
+        store_f32(y + f * to_next + to_second, b * c + a * s)
+
+
+@native_kernel
+def rope(operands, _thread, _threads):
+    tokens, width, pairs = dim(operands, T), dim(operands, D), dim(operands, F)
+    x, positions, y = tensor(operands, X), tensor(operands, POSITIONS), tensor(operands, Y)
+    cos, sin = tensor(operands, COS), tensor(operands, SIN)
+    head_dim, interleaved = i64_attr(operands, HEAD_DIM), i64_attr(operands, INTERLEAVED)
+    rest = head_dim - 2 * pairs
+    chunk = max(1, CHUNK // width)
+    first = claim(operands) * chunk
+    while first < tokens:
+        for token in range(first, min(first + chunk, tokens)):
+            angle = load_i32(positions + token * 4) * pairs * 4
+            for head in range(token * width, (token + 1) * width, head_dim):
+                if interleaved:
+                    rotate_head(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs, 4, 8)
+                else:
+                    rotate_head(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs, pairs * 4, 4)
+                if rest and x != y:
+                    after = (head + 2 * pairs) * 4
+                    copy(x + after, y + after, rest)
+        first = claim(operands) * chunk
