@@ -22,7 +22,8 @@ import llmcore_gguf.checkpoint, llmcore_gguf.plugin, llmcore_safetensors.checkpo
 
 formats = [*llmcore_gguf.plugin.llmcore_formats(), *llmcore_safetensors.plugin.llmcore_formats()]
 used = int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
-resource.setrlimit(resource.RLIMIT_DATA, (used + 200_000_000, resource.RLIM_INFINITY))  # private memory, not mapped files
+limit = used + 200_000_000  # of private memory: mapped files do not count
+resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 try:
     with open_checkpoint(sys.argv[1], Plugins(formats={info.name: info for info in formats})) as checkpoint:
         claim(checkpoint, {"nothing": (1,)})
@@ -53,7 +54,7 @@ def bombs() -> Iterator[tuple[str, str, bytes, str]]:
     wide = '{"__metadata__":{"a":"🙂' + "a" * (15 << 20) + '"}}'
     yield "wide-metadata", "model.safetensors", safetensors(wide, data=b""), "missing"
     yield "wide-space", "model.safetensors", safetensors('{"🙂' + " " * (15 << 20) + '"}'), "a name is longer"
-    objects = "[" + ",".join('{"%d":0.5}' % i for i in range(240_000)) + "]"
+    objects = "[" + ",".join(f'{{"{i}":0.5}}' for i in range(240_000)) + "]"
     yield "objects", "config.json", f'{{"a":{objects}}}'.encode(), "missing"
     strings = ",".join(f'"{i}é{"a" * 20}":"{i}é"' for i in range(330_000))
     yield "keys", "model.safetensors.index.json", f'{{"weight_map":{{{strings}}}}}'.encode(), "not a .safetensors file"
