@@ -19,11 +19,11 @@ QUANTIZATION_VERSION = 2  # of the block layouts; files of version 1 hold other 
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` is a GGUF file by its name or first bytes, or a directory with just one, no safetensors."""
+    """Whether ``path`` is a GGUF file by its name or first bytes, or a directory of GGUF files and no safetensors."""
     if path.is_dir():
-        return len(list(path.glob("*.gguf"))) == 1 and not any(path.glob("*.safetensors"))
-    if path.suffix.lower() == ".gguf":
-        return True
+        return any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))
+    if path.suffix.lower() == ".gguf" or not path.is_file():
+        return path.suffix.lower() == ".gguf"
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -39,7 +39,11 @@ def open_gguf(path: Path) -> Checkpoint:
         UnsupportedModelError: its architecture, or something that its metadata asks for, is not implemented.
     """
     if path.is_dir():
-        path = next(path.glob("*.gguf"))
+        files = sorted(path.glob("*.gguf"))
+        if len(files) > 1:
+            found = ", ".join(file.name for file in files)
+            raise CheckpointError(f"several GGUF files: {found}", file=path, remedy="name one of them")
+        path = files[0]
     container = read_container(path)
     try:
         return _checkpoint(container)

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmcore.errors import CheckpointError, UnsupportedModelError, near
 from llmcore_gguf import names
-from llmcore_gguf.container import Container
+from llmcore_gguf.container import Container, shown
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def translate(container: Container) -> dict[str, Any]:
         "rope_theta": DEFAULT_ROPE_THETA,
         "rope_interleaved": traits.rope_interleaved,
     }
-    for key in names.REQUIRED + tuple(names.NUMBERS)[:1]:
+    for key in names.REQUIRED:
         if key not in keys:
             raise _error(container, prefix + key, "is missing")
     for key, target in names.COUNTS.items():
@@ -95,9 +95,8 @@ def _refuse_unknown(container: Container, prefix: str, keys: dict[str, Any]) -> 
     for key, value in keys.items():
         if key in known or _scalar(value) in names.NEUTRAL.get(key, ()):
             continue
-        shown = str(value) if len(str(value)) < 80 else f"{str(value)[:77]}..."
         raise UnsupportedModelError(
-            f"{container.path}: {prefix}{key} = {shown} is not implemented",
+            f"{container.path}: {prefix}{key} = {shown(value)} is not implemented",
             key=prefix + key,
             remedy="use a checkpoint without this feature",
         )
@@ -114,7 +113,7 @@ def _complete(container: Container, prefix: str, keys: dict[str, Any], config: d
     for key in sorted(names.DERIVED & set(keys)):
         if keys[key] != config["head_dim"]:
             raise UnsupportedModelError(
-                f"{container.path}: {prefix}{key} = {keys[key]} differs from the head size {config['head_dim']}",
+                f"{container.path}: {prefix}{key} = {shown(keys[key])} differs from the head size {config['head_dim']}",
                 key=prefix + key,
                 remedy="partial RoPE and values of another size are not implemented",
             )
@@ -135,7 +134,7 @@ def _rope_scaling(container: Container, prefix: str, keys: dict[str, Any]) -> di
     if kind not in ("linear", "yarn"):
         key = prefix + "rope.scaling.type"
         raise UnsupportedModelError(
-            f"{container.path}: {key} = {kind!r} is not implemented", key=key, remedy="known: none, linear, yarn"
+            f"{container.path}: {key} = {shown(kind)} is not implemented", key=key, remedy="known: none, linear, yarn"
         )
     if factor_key not in keys:
         raise _error(container, prefix + "rope.scaling.factor", f"is missing, and {kind} scaling needs it")
@@ -168,13 +167,13 @@ def _count(container: Container, key: str, value: Any) -> int:
         )
     number = _scalar(value)
     if type(number) is not int or not 0 < number < 1 << 31:
-        raise _error(container, key, f"is {str(number)[:80]}, not a positive integer")
+        raise _error(container, key, f"is {shown(value)}, not a positive integer")
     return number
 
 
 def _number(container: Container, key: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < float("inf"):
-        raise _error(container, key, f"is {str(value)[:80]}, not a positive number")
+        raise _error(container, key, f"is {shown(value)}, not a positive number")
     return float(value)
 
 

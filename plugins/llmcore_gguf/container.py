@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmcore.errors import CheckpointError
 from llmcore.weights.formats import TensorFormat
 from llmcore.weights.mapping import MappedFile
@@ -76,6 +78,13 @@ def read_container(path: Path) -> Container:
         raise
 
 
+def shown(value: Any) -> str:
+    """A metadata value for a message: never long, whatever the file holds."""
+    if isinstance(value, list | np.ndarray):
+        return f"an array of {len(value)}"
+    return repr(value[:60]) if isinstance(value, str) else str(value)
+
+
 def _version(cursor: Cursor) -> int:
     if cursor.buffer[:4] != MAGIC:
         raise cursor.error(f"this is not a GGUF file: it starts with {cursor.buffer[:4]!r}", 0, "give a .gguf file")
@@ -112,7 +121,7 @@ def _alignment(cursor: Cursor, metadata: dict[str, Any]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     cursor.place = "metadata key 'general.alignment'"
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise cursor.error(f"is {alignment!r}, not a power of two from 8 to {1 << 20}")
+        raise cursor.error(f"is {shown(alignment)}, not a power of two from 8 to {1 << 20}")
     return alignment
 
 

@@ -49,7 +49,14 @@ COUNTS: Mapping[str, str] = {  # positive integers
     "attention.key_length": "head_dim",
     "vocab_size": "vocab_size",
 }
-REQUIRED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+REQUIRED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
 NUMBERS: Mapping[str, str] = {  # positive floats
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",

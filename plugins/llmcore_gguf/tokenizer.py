@@ -8,7 +8,7 @@ import numpy as np
 
 from llmcore.errors import CheckpointError
 from llmcore.weights.checkpoint import TokenizerSource
-from llmcore_gguf.container import Container
+from llmcore_gguf.container import Container, shown
 
 PREFIX = "tokenizer.ggml."
 IDS = {  # our name → GGUF's
@@ -100,5 +100,5 @@ def _token_id(container: Container, key: str, tokens: int) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < tokens:
-        raise _error(container, key, f"is {str(value)[:80]}, not a token id below {tokens}")
+        raise _error(container, key, f"is {shown(value)}, not a token id below {tokens}")
     return value

@@ -1,0 +1,1 @@
+"""safetensors checkpoints: strict bounded headers, shards, and the files beside them."""

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.errors import CheckpointError
-from llmcore.weights.checkpoint import TokenizerSource
+from llmcore.weights.checkpoint import TokenizerKind, TokenizerSource
 from llmcore.weights.json_file import read_json_object, read_text
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+TOKENIZER_FILES: dict[TokenizerKind, str] = {"hf_json": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 TEMPLATE_LIMIT = 1 << 20
 
 
@@ -35,9 +36,9 @@ def tokenizer_source(directory: Path) -> TokenizerSource:
     config = read_optional(config_path)
     special = _special_tokens(read_optional(directory / "special_tokens_map.json")) | _special_tokens(config)
     template = _chat_template(directory, config_path, config)
-    for kind, name in (("hf_json", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):
+    for kind, name in TOKENIZER_FILES.items():
         if (directory / name).is_file():
-            return TokenizerSource(kind, directory / name, {}, config, template, special)  # type: ignore[arg-type]
+            return TokenizerSource(kind, directory / name, {}, config, template, special)
     return TokenizerSource("none", None, {}, config, template, special)
 
 

@@ -160,7 +160,7 @@ def config_cases() -> Iterator[Malformed]:
         full = f"llama.{key}"
         yield _case(f"config-without-{key}", lambda full=full: gguf({full: None}), f"{full!r} is missing")
         yield _meta(f"config-{key}-zero", scalar(U32, 0), f"{full!r} is 0", full)
-        yield _meta(f"config-{key}-text", scalar(STRING, "8"), f"{full!r} is 8, not", full)
+        yield _meta(f"config-{key}-text", scalar(STRING, "8"), f"{full!r} is '8', not", full)
     yield _meta("negative-width", scalar(I32, -8), "is -8", "llama.embedding_length")
     yield _meta("heads-do-not-divide", scalar(U32, 5), "5 heads do not divide 32", "llama.attention.head_count")
     for key, value, says in (

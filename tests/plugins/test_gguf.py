@@ -16,6 +16,7 @@ from helpers import container_bytes as raw
 from helpers.gguf_files import write_gguf
 from helpers.tiny import TinyModel
 from helpers.tiny_tokenizer import MERGES, TEMPLATE, tokens
+from llmcore.errors import CheckpointError
 from llmcore.weights import check_finite
 from llmcore_gguf.checkpoint import matches, open_gguf
 from llmcore_gguf.container import read_container
@@ -148,11 +149,14 @@ def test_names_are_translated_only_where_they_are_known() -> None:
         assert canonical(name) == name
 
 
-def test_a_directory_matches_by_its_only_gguf(tmp_path: Path) -> None:
+def test_a_directory_opens_by_its_only_gguf(tmp_path: Path) -> None:
     assert not matches(tmp_path)
     (tmp_path / "a.gguf").write_bytes(raw.gguf())
-    assert matches(tmp_path)
+    assert matches(tmp_path) and open_gguf(tmp_path).path == tmp_path / "a.gguf"
     (tmp_path / "b.gguf").write_bytes(raw.gguf())
+    with pytest.raises(CheckpointError, match=r"several GGUF files: a\.gguf, b\.gguf"):
+        open_gguf(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert not matches(tmp_path)
 
 
