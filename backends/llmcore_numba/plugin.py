@@ -16,6 +16,9 @@ PLAIN = {
 PER_FORMAT = {"embedding": "embedding", "linear": "linear", "linear_add": "linear"}
 """Ops with one kernel for every weight format."""
 
+CACHE = ("kv_write", "attention")
+"""Ops that share the layout of the cache."""
+
 FORMATS = ("F32",)
 
 
@@ -26,11 +29,12 @@ def _native(op: str, target: str, formats: tuple[str, ...] = (), group: str = ""
 def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
     weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
-    return (*plain, *weighted)
+    cache = [_native(op, f"attention:{op}", group="kv") for op in CACHE]
+    return (*plain, *weighted, *cache)
 
 
 @hookimpl
 def llmcore_backends() -> list[BackendInfo]:
     """The one backend of this package."""
     summary = "CPU: native kernels compiled by Numba, on a pool of threads"
-    return [BackendInfo("numba", summary, _kernels(), requires=("numba",))]
+    return [BackendInfo("numba", summary, _kernels(), kv_layout="llmcore_numba.kv_layout:LAYOUT", requires=("numba",))]

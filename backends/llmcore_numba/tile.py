@@ -13,6 +13,7 @@ from typing import Any
 from numba import types
 from numba.core import cgutils
 
+from llmcore.native.compiling import inlined
 from llmcore.native.memory import WORD, emits, pointer
 from llmcore.native.vector import (
     F32,
@@ -23,6 +24,7 @@ from llmcore.native.vector import (
     emit_fold,
     emit_load,
     emit_load_first,
+    emit_repeat,
 )
 
 
@@ -64,3 +66,49 @@ def dot_tile(tokens: int, rows: int) -> Callable[..., None]:
 
 TOKENS = 3  # of the large tile: 3 tokens x 2 rows x 16 lanes are 12 AVX2 registers
 tile_3x2 = dot_tile(TOKENS, 2)
+
+
+def outer_tile(rows: int) -> Callable[..., None]:
+    """``tile(a, a_stride, b, b_stride, steps, out, out_stride)``: adds to ``rows`` vectors of 16 float32 at ``out``.
+
+    ``out[row] += Σ_i a[row, i] * b[i]`` with ``a[row]`` consecutive float32 and ``b[i]`` vectors of 16; strides in
+    bytes. Each lane sums over i in order, beginning with what is in ``out``: splitting the steps over calls changes
+    nothing.
+    """
+
+    @emits(types.void, *[types.int64] * 7)
+    def tile(builder: Any, *values: Any) -> None:
+        a, a_stride, b, b_stride, steps, out, out_stride = values
+        ins = [builder.add(a, builder.mul(a_stride, WORD(row))) for row in range(rows)]
+        outs = [builder.add(out, builder.mul(out_stride, WORD(row))) for row in range(rows)]
+        sums = [cgutils.alloca_once(builder, F32.ir) for _ in range(rows)]
+        for at, place in zip(outs, sums, strict=True):
+            builder.store(emit_load(builder, at, FLOAT), place)
+        with cgutils.for_range(builder, steps) as loop:
+            vector = emit_load(builder, builder.add(b, builder.mul(b_stride, loop.index)), FLOAT)
+            for at, place in zip(ins, sums, strict=True):
+                element = builder.add(at, builder.mul(loop.index, WORD(4)))
+                factor = emit_repeat(builder, builder.load(pointer(builder, element, FLOAT), align=4))
+                builder.store(emit_fma(builder, factor, vector, builder.load(place)), place)
+        for at, place in zip(outs, sums, strict=True):
+            builder.store(builder.load(place), pointer(builder, at, F32.ir), align=4)
+
+    return tile
+
+
+outer_6, outer_3, outer_1 = outer_tile(6), outer_tile(3), outer_tile(1)  # 6 x 16 lanes: 12 AVX2 registers
+
+
+@inlined
+def outer(rows, a, a_stride, b, b_stride, steps, out, out_stride):
+    """:func:`outer_tile` for any number of rows."""
+    row = 0
+    while rows - row >= 6:
+        outer_6(a + row * a_stride, a_stride, b, b_stride, steps, out + row * out_stride, out_stride)
+        row += 6
+    if rows - row >= 3:
+        outer_3(a + row * a_stride, a_stride, b, b_stride, steps, out + row * out_stride, out_stride)
+        row += 3
+    while row < rows:
+        outer_1(a + row * a_stride, a_stride, b, b_stride, steps, out + row * out_stride, out_stride)
+        row += 1
