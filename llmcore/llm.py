@@ -137,6 +137,7 @@ class LLM:
         fetching: FetchOptions | None = None,
         finite: bool = True,
         ignore_config_keys: Sequence[str] = (),
+        taps: bool = False,
     ) -> None:
         """Loads a model.
 
@@ -148,6 +149,7 @@ class LLM:
             threads: worker threads; 0 takes all that this process may use.
             finite: refuse weights that hold NaN or infinity.
             ignore_config_keys: config keys that may be ignored though we do not know them.
+            taps: keep each block's result, so that :meth:`trace` can be called.
 
         Raises:
             LlmcoreError: of the kind that says what is wrong: reference, download, checkpoint, model, registry, config.
@@ -167,8 +169,9 @@ class LLM:
         self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(ignore_config_keys))
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         settings = engine or EngineSettings()
+        sizes = settings.sizes(self.spec)
         self.runner = make_runner(
-            self.checkpoint, self.spec, settings.sizes(self.spec), registry, lambda: self._pool, finite=finite
+            self.checkpoint, self.spec, sizes, registry, lambda: self._pool, finite=finite, taps=taps
         )
         self.engine = Engine(self.runner, self.tokenizer, self._eos_ids())
         self.load_s = time.perf_counter() - started
@@ -264,11 +267,19 @@ class LLM:
     # -- looking inside
 
     def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> Array:
-        """Teacher-forced logits of every position, float32 ``[tokens, vocab]``, computed ``chunk`` tokens at a time."""
+        """Teacher-forced logits of every position, float32 ``[tokens, vocab]``, computed ``chunk`` tokens at a time.
+
+        Raises:
+            RequestError: more tokens than the context or the free KV pages hold.
+        """
+        return self.trace(token_ids, chunk)["logits"]
+
+    def trace(self, token_ids: Sequence[int], chunk: int | None = None) -> dict[str, Array]:
+        """Like :meth:`logits`, with each block's result, ``[tokens, hidden]``, by module path, where ``taps`` is on."""
         sizes, pool = self.runner.sizes, self.engine.scheduler.pool
         step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
         needed = -(-len(token_ids) // sizes.page_size)
-        if len(token_ids) > sizes.context or not pool.can_allocate(needed):
+        if not 0 < len(token_ids) <= sizes.context or not pool.can_allocate(needed):
             raise RequestError(
                 f"{len(token_ids)} tokens do not fit the context of {sizes.context}",
                 field="token_ids",
@@ -276,11 +287,13 @@ class LLM:
             )
         pages = pool.allocate(needed)
         try:
-            parts = []
+            parts: dict[str, list[Array]] = {name: [] for name in self.runner.graph.outputs}
             for start in range(0, len(token_ids), step):
                 ids = token_ids[start : start + step]
-                parts.append(self.runner.run([Work(ids, start, pages, range(len(ids)))]).copy())
-            return np.concatenate(parts) if parts else np.zeros((0, self.spec.vocab_size), np.float32)
+                self.runner.run([Work(ids, start, pages, range(len(ids)))])
+                for name, pieces in parts.items():
+                    pieces.append(self.runner.outputs[name][: len(ids)].copy())
+            return {name: np.concatenate(pieces) for name, pieces in parts.items()}
         finally:
             pool.release(pages)
 

@@ -1,0 +1,1 @@
+"""The engine: requests, scheduling, one ragged step at a time, sampling."""

@@ -119,19 +119,21 @@ def make_runner(
     pool: Callable[[], WorkerPool],
     *,
     finite: bool = True,
+    taps: bool = False,
     ignorable: Sequence[str] = IGNORABLE,
 ) -> Runner:
     """Binds a model.
 
     Args:
         finite: look at every weight for NaN and infinity first.
+        taps: keep each block's result, for :mod:`llmcore.verify`.
         ignorable: regular expressions of surplus tensors that are no error.
 
     Raises:
         CheckpointError: a tensor is missing, surplus, mis-shaped, in an unknown format or not finite.
         RegistryError: an op that no backend has a kernel for.
     """
-    graph = model_graph(spec, sizes)
+    graph = model_graph(spec, sizes, taps=taps)
     tied = (r"lm_head\.weight",) if spec.tied else ()
     tensors = claim(checkpoint, graph.weights, (*ignorable, *tied))
     if finite:

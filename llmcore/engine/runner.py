@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcore.dims import concrete
 from llmcore.errors import RegistryError
 from llmcore.graph.graph import Graph, Value
 from llmcore.graph.inputs import Limits, StepInputs, input_shapes
-from llmcore.graph.program import Compiler, Memory, Program
+from llmcore.graph.program import NUMPY, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
 from llmcore.layers import Decoder
 from llmcore.layers.base import State
@@ -68,18 +69,21 @@ class Sizes:
         return Limits(self.tokens, self.seqs, self.rows, -(-self.context // self.page_size))
 
 
-def model_graph(spec: ModelSpec, sizes: Sizes) -> Graph:
-    """The graph of one step, with output ``logits``."""
+def model_graph(spec: ModelSpec, sizes: Sizes, *, taps: bool = False) -> Graph:
+    """The graph of one step, with output ``logits``; with ``taps`` each block's result is an output too."""
     graph = Graph(input_shapes(sizes.limits.blocks))
-    graph.outputs["logits"] = Decoder(spec, sizes.context, sizes.page_size)(graph)
+    hidden: dict[str, Value] = {}
+    logits = Decoder(spec, sizes.context, sizes.page_size)(graph, hidden)
+    graph.outputs = {"logits": logits, **(hidden if taps else {})}
     return graph
 
 
 def with_argmax(graph: Graph) -> Graph:
     """The same step with output ``ids``, the greedy next tokens, in place of logits."""
     greedy = graph.fork()
+    logits = greedy.outputs.pop("logits")
     with greedy.scope("lm_head"):
-        greedy.outputs = {"ids": greedy.op("argmax", logits=graph.outputs["logits"])}
+        greedy.outputs["ids"] = greedy.op("argmax", logits=logits)
     return greedy
 
 
@@ -99,10 +103,7 @@ class Runner:
         """Allocates inputs, outputs and KV pages (memory is taken when touched) and binds the largest program."""
         limits = self.sizes.limits
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes)
-        self.outputs = {
-            "logits": aligned(4 * limits.rows * self.vocab).view(np.float32).reshape(limits.rows, self.vocab),
-            "ids": np.zeros(limits.rows, np.int32),
-        }
+        self.outputs: dict[str, Array] = {}
         self.states: dict[int, Array] = {}
         memory = Memory(self.weights, self.states, self.outputs)
         self.compiler = Compiler(self.registry, memory, self.inputs, self.pool)
@@ -110,6 +111,11 @@ class Runner:
         greedy = with_argmax(self.graph)
         self.compiler.fuse(greedy, limits.sizes)
         self.graphs = {"logits": self.graph, "ids": greedy}
+        for name, value in (greedy.outputs | self.graph.outputs).items():
+            shape = concrete(value.shape, limits.sizes)
+            dtype = np.dtype(NUMPY[value.dtype])
+            block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            self.outputs[name] = block.view(dtype).reshape(shape)
         self._allocate_states()
         self.buckets = sorted({*(b for b in self.sizes.buckets if b < self.sizes.tokens), self.sizes.tokens})
         self.program("logits", self.sizes.tokens)

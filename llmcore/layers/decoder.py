@@ -39,15 +39,22 @@ class Decoder:
     positions: int
     page_size: int
 
-    def __call__(self, g: GraphBuilder) -> Any:
-        """Adds one step to ``g``; returns the logits of the wanted rows, ``[R, vocab]``."""
+    def __call__(self, g: GraphBuilder, taps: dict[str, Any] | None = None) -> Any:
+        """Adds one step to ``g``; returns the logits of the wanted rows, ``[R, vocab]``.
+
+        Args:
+            taps: receives the hidden state after the embedding and after each block, ``[T, hidden]``, by module path.
+        """
         spec = self.spec
         embedding = Embedding("model.embed_tokens", spec.vocab_size, spec.hidden_size)
         rope = RoPE.of(spec.rope, spec.head_dim, self.positions)
         x = embedding(g, g.input("token_ids"))
+        taps = {} if taps is None else taps
+        taps[embedding.path] = x
         for i in range(spec.layers):
             path = f"model.layers.{i}"
             x = Block(path, spec, Attention(f"{path}.self_attn", i, spec, rope, self.page_size))(g, x)
+            taps[path] = x
         with g.scope("model"):
             x = g.op("gather", x=x, rows=g.input("rows"))  # before the norm: only wanted rows are finished
         x = RMSNorm("model.norm", spec.hidden_size, spec.norm_eps)(g, x)
