@@ -62,9 +62,13 @@ def check(config: Config) -> None:
     for key in ("model.ref", "cache_dir", "backend.order", "sampling.stop"):
         if any(text == "" for text in _values(_get(config, key))):
             raise ConfigError(f"{key} is empty", remedy="give at least one character, or leave it out")
+    if not config.backend.order:
+        raise ConfigError("backend.order names no backend", remedy="choose one with backend=NAME")
     digest = config.model.sha256
     if digest is not None and (len(digest) != SHA256_DIGITS or set(digest.lower()) - set("0123456789abcdef")):
-        raise ConfigError(f"model.sha256 is {digest!r}", remedy=f"it must be {SHA256_DIGITS} hexadecimal digits, or null")
+        raise ConfigError(
+            f"model.sha256 is {digest!r}", remedy=f"it must be {SHA256_DIGITS} hexadecimal digits, or null"
+        )
 
 
 def _get(config: Config, key: str) -> Any:

@@ -1,7 +1,7 @@
 """The settings: every key that a config file or an override may have, with its type and default.
 
-The dataclasses serve twice: OmegaConf holds YAML files and overrides against them at composition (unknown keys and wrong types are
-refused there), and programs get them filled in. Ranges are the business of :mod:`llmcore.config.checks`.
+The dataclasses serve twice: OmegaConf holds YAML files and overrides against them at composition (unknown keys and
+wrong types are refused there), and programs get them filled in. Ranges are the business of :mod:`llmcore.config.checks`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Config:
 
 
 def make_schema(ops: Iterable[str]) -> type[Config]:
-    """:class:`Config` with one declared key under ``backend.ops`` for each op, so that an unknown op is an unknown key."""
+    """:class:`Config` with a declared key under ``backend.ops`` for each op: an unknown op is an unknown key."""
     ops_type = make_dataclass("OpsConfig", [(name, str | None, None) for name in ops])
     backend = make_dataclass(
         "BackendSchema", [("ops", ops_type, field(default_factory=ops_type))], bases=(BackendConfig,)

@@ -1,0 +1,53 @@
+"""The models that have short names: the files of the config group ``model``."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import cast
+
+from llmcore.config.schema import ModelConfig
+from llmcore.config.search_path import OWN, offered
+from llmcore.errors import ConfigError
+
+CUSTOM = "custom"  # the option that stands for "any reference"
+
+
+def named_models() -> dict[str, Traversable]:
+    """Short name → file, of our package and of all that installed packages offer; ours win."""
+    found: dict[str, Traversable] = {}
+    for package in (OWN, *(offer.package for offer in offered())):
+        folder = files(package) / "model"
+        for file in folder.iterdir() if folder.is_dir() else ():
+            name, dot, suffix = file.name.rpartition(".")
+            if dot and suffix == "yaml" and name != CUSTOM:
+                found.setdefault(name, file)
+    return found
+
+
+def lookup(model: str) -> ModelConfig:
+    """The settings of a model by its short name; what is no short name is taken as a reference.
+
+    Raises:
+        ConfigError: the file of that name cannot be used.
+    """
+    file = named_models().get(model)
+    if file is None:
+        return ModelConfig(ref=model)
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        values = OmegaConf.create(file.read_text(encoding="utf-8"))
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), values)
+        return cast(ModelConfig, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file}: {error}", remedy="llmcore_conf/model/smollm2.yaml shows how it should look"
+        ) from error
+
+
+def reference_of(model: str) -> str:
+    """The model reference behind a short name; anything else is returned as it is."""
+    return lookup(model).ref
