@@ -45,5 +45,6 @@ def llmcore_backends() -> list[BackendInfo]:
             KERNELS,
             kv_layout="llmcore_torch.layout:KV",
             requires=("torch",),
+            prepare="llmcore_torch.threads:use",
         )
     ]

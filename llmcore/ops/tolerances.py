@@ -19,12 +19,17 @@ RELATIVE: dict[str, float] = {
     "bfloat16": 3e-2,  # 2**-8, a few roundings
 }
 
+QUANTIZED = 6e-2  # 8-bit activations: steps of max / 127 in each group, a few hundred of which average out in a sum
+
 EXACT_ZEROS = frozenset({"top_k", "top_p", "min_p"})  # what these remove must be zero, not small
 
 
-def relative(*dtypes: str) -> float:
-    """The bound's factor where values pass through all of ``dtypes``: that of the coarsest."""
-    return max(RELATIVE[dtype] for dtype in dtypes)
+def relative(*dtypes: str, exact: bool = True) -> float:
+    """The bound's factor where values pass through all of ``dtypes``: that of the coarsest.
+
+    ``exact``: the kernel keeps its activations in these types, see :class:`llmcore.hookspecs.KernelInfo`.
+    """
+    return max([RELATIVE[dtype] for dtype in dtypes] + [0.0 if exact else QUANTIZED])
 
 
 def allowed(want: npt.NDArray[Any], factor: float) -> npt.NDArray[np.float64]:

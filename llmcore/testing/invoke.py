@@ -128,7 +128,9 @@ def _place(
     skewed = setting.skewed
     placed = {name: Guarded.holding(name, array, skewed=skewed) for name, array in values.arrays.items()}
     for name, tensor in values.stored.items():
-        placed[name] = Guarded.holding(name, _weight(kernel, tensor), skewed=skewed and not kernel.pack)
+        weight = _weight(kernel, tensor)
+        unaligned = weight.ctypes.data % 64 != 0 if kernel.pack else skewed  # a packed weight stays as aligned as it is
+        placed[name] = Guarded.holding(name, weight, skewed=unaligned)
     for param in spec.outputs:
         if setting.inplace and setting.inplace[0] == param.name:
             placed[param.name] = placed[setting.inplace[1]].release()

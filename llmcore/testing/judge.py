@@ -30,6 +30,16 @@ def compare(name: str, got: Array, want: Array, factor: float, *, exact_zeros: b
         _report(name, (got == 0) != (want == 0), got, want, "removed or kept wrongly: ")
 
 
+def compare_choice(name: str, got: Array, scores: Array, factor: float) -> None:
+    """Raises :class:`KernelMismatch` unless every row's choice is the best by ``scores``, up to their tolerance."""
+    outside = (got < 0) | (got >= scores.shape[1])
+    best = scores.argmax(-1)
+    _report(name, outside, got, best, "not a column: ")
+    rows = np.arange(len(scores))
+    lacking = scores[rows, best].astype(np.float64) - scores[rows, got]
+    _report(name, lacking > tolerances.allowed(scores, factor)[rows, best], got, best, "not the best of its row: ")
+
+
 def compare_bits(name: str, got: Array, want: Array, when: str) -> None:
     """Raises :class:`KernelMismatch` unless the two have the same bits; ``when`` says what differed between them."""
     if got.tobytes() != want.tobytes():

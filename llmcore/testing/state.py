@@ -139,7 +139,7 @@ def check_attention(
     for own, start, count in zip(slots, index["query_starts"], counts, strict=True):
         rows = slice(start, start + count)
         want[rows] = dense_attention(q[rows], keys[own], vals[own], heads, attrs["scale"])
-    compare("y", got, want, tolerances.relative(setting.dtype, cache.dtype))
+    compare("y", got, want, tolerances.relative(setting.dtype, cache.dtype, exact=kernel.exact))
     if batch_invariance:
         _check_each_alone(cache, q, index, attrs["scale"], got)
 
@@ -176,12 +176,12 @@ def check_writer(kernel: KernelInfo, backend: BackendInfo, case: Case, values: V
     outputs = execute(kernel, values, case.dims, attrs, setting, cache.memory)
     want, keys, vals = expected_writes(ops.get(kernel.op), values, attrs)
     for name, array in want.items():
-        compare(name, outputs[name], array, tolerances.relative(setting.dtype))
+        compare(name, outputs[name], array, tolerances.relative(setting.dtype, exact=kernel.exact))
     cache.check_untouched(slots)
-    _read_back(cache, keys, vals, slots)
+    _read_back(cache, keys, vals, slots, tolerances.relative(setting.dtype, cache.dtype, exact=kernel.exact))
 
 
-def _read_back(cache: Cache, keys: Array, values: Array, slots: Array) -> None:
+def _read_back(cache: Cache, keys: Array, values: Array, slots: Array, factor: float) -> None:
     """Each page as a sequence of its own, seen by one query: the cases fill pages from their beginning."""
     heads, scale = cache.heads, cache.heads.head_dim**-0.5
     used, counts = np.unique(slots // heads.page_size, return_counts=True)
@@ -194,7 +194,6 @@ def _read_back(cache: Cache, keys: Array, values: Array, slots: Array) -> None:
     q = np.random.default_rng(1).standard_normal((len(used), keys.shape[1])).astype(dtype_of(cache.setting.dtype))
     got = cache.attend(q, index, scale)
     of_page = np.split(np.argsort(slots), np.cumsum(counts)[:-1])  # the tokens of each page in the order of offsets
-    factor = tolerances.relative(cache.setting.dtype, cache.dtype)
     for row, tokens in zip(range(len(used)), of_page, strict=False):
         want = dense_attention(q[row : row + 1], keys[tokens], values[tokens], heads, scale)
         compare(f"y (attention reading page {used[row]})", got[row : row + 1], want, factor)

@@ -151,3 +151,23 @@ def sample_reaches(probs: Array, u: Array, ids: Array) -> None:
     """The first index whose cumulative probability reaches u, in place of exceeding it."""
     total = probs.astype(np.float64).cumsum(-1)
     ids[...] = (total >= u.astype(np.float64)[:, None] * total[:, -1:]).argmax(-1)
+
+
+def linear_int8(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
+    """Activations in 8 bits with one scale for a row: right only where a kernel says that it is not exact."""
+    scale = np.abs(x).max(-1, keepdims=True, initial=0) / 127
+    steps = np.rint(x / np.where(scale == 0, 1, scale))
+    y[...] = (steps @ weight.T) * scale + (0 if bias is None else bias)
+
+
+def classifier(x: Array, weight: Array, ids: Array) -> None:
+    ids[...] = (x @ weight.T).argmax(-1)
+
+
+def classifier_second_best(x: Array, weight: Array, ids: Array) -> None:
+    scores = x @ weight.T
+    ids[...] = np.argsort(scores, -1)[:, -min(2, scores.shape[1])]
+
+
+def classifier_outside(x: Array, weight: Array, ids: Array) -> None:
+    ids[...] = len(weight)
