@@ -11,112 +11,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcore.config.models import lookup
+from llmcore.config.schema import Config, ModelConfig
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import EngineSettings, family_of, make_runner, usable_threads
-from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs
+from llmcore.engine.request import Delta, Request
+from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.runner import Work
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import ConfigError, RequestError
-from llmcore.graph.program import Row
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.text.chat import ChatTemplate, Message
 from llmcore.text.tokenizer import load_tokenizer
-from llmcore.weights.cachedir import FetchOptions
+from llmcore.weights.cachedir import FetchOptions, Progress
 from llmcore.weights.checkpoint import open_checkpoint
 from llmcore.weights.sources import fetch
 
 if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
 
+AUTO = ("triton", "numba", "torch")  # the fastest first; those that are installed are asked
 FALLBACK = "torch"  # the backend that runs every op: named in each explanation where it steps in
 Prompt = str | Sequence[int]
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds and rates of one request. Rates are in tokens per second; None where nothing was measured."""
-
-    ttft_s: float
-    prefill_tok_s: float | None
-    decode_tok_s: float | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One finished answer."""
-
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    timings: Timings | None = None
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Bytes that a loaded model uses."""
-
-    arena_bytes: int
-    arena_lower_bound: int
-    kv_bytes: int
-    weights_mapped_bytes: int
-    weights_repacked_bytes: int
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What ``llmcore explain`` shows: every node with its kernel and the reason, and the memory plan.
-
-    Attributes:
-        tokens: the step size that the program was made for.
-        segments: kind of each segment and how many nodes it runs.
-        total_bytes: what the intermediate values would take without sharing.
-    """
-
-    tokens: int
-    rows: tuple[Row, ...]
-    segments: tuple[tuple[str, int], ...]
-    arena_bytes: int
-    lower_bound: int
-    total_bytes: int
-    reuse_factor: float
-
-
-@dataclass
-class _Progress:
-    """What has come out of one request so far."""
-
-    request: Request
-    started: float
-    first: float = 0.0
-    last: float = 0.0
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-    def add(self, delta: Delta) -> None:
-        self.last = time.perf_counter()
-        self.first = self.first or self.last
-        self.text.append(delta.text)
-        self.token_ids.extend(delta.token_ids)
-        self.logprobs.extend(delta.logprobs)
-
-    def completion(self) -> Completion:
-        prompt, count = self.request.prompt_ids, len(self.token_ids)
-        ttft = self.first - self.started
-        decode = (count - 1) / (self.last - self.first) if count > 1 and self.last > self.first else None
-        timings = Timings(ttft, len(prompt) / ttft if ttft > 0 else None, decode)
-        reason = self.request.finish_reason or "abort"
-        return Completion(prompt, tuple(self.token_ids), "".join(self.text), reason, tuple(self.logprobs), timings)
 
 
 class LLM:
@@ -127,16 +51,16 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | ModelConfig,
         *,
         backend: str | Sequence[str] = "auto",
         ops: Mapping[str, str] | None = None,
         compute: str = "auto",
         threads: int = 0,
         engine: EngineSettings | None = None,
-        fetching: FetchOptions | None = None,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
         finite: bool = True,
-        ignore_config_keys: Sequence[str] = (),
         taps: bool = False,
     ) -> None:
         """Loads a model.
@@ -147,8 +71,9 @@ class LLM:
             ops: op name → backend name, over ``backend``.
             compute: ``exact`` keeps all activations in float32.
             threads: worker threads; 0 takes all that this process may use.
+            cache_dir: where downloads are kept; None is the default place.
+            progress: told of every piece of a download.
             finite: refuse weights that hold NaN or infinity.
-            ignore_config_keys: config keys that may be ignored though we do not know them.
             taps: keep each block's result, so that :meth:`trace` can be called.
 
         Raises:
@@ -157,16 +82,17 @@ class LLM:
         started = time.perf_counter()
         if compute not in ("auto", "exact"):
             raise ConfigError(f"compute is {compute!r}", remedy="it must be auto or exact")
-        self.model = model
+        chosen = lookup(model) if isinstance(model, str) else model
+        self.model = chosen.ref
         self.threads = usable_threads(threads)
         registry = Registry(
             plugins(),
             Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads),
         )
-        self.path = fetch(_named(model), fetching or FetchOptions())
+        self.path = fetch(chosen.ref, FetchOptions(cache_dir, chosen.sha256 or "", progress=progress))
         self.checkpoint = open_checkpoint(self.path)
         self.family = family_of(self.checkpoint.config, plugins())
-        self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(ignore_config_keys))
+        self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(chosen.ignore_config_keys))
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         settings = engine or EngineSettings()
         sizes = settings.sizes(self.spec)
@@ -175,6 +101,26 @@ class LLM:
         )
         self.engine = Engine(self.runner, self.tokenizer, self._eos_ids())
         self.load_s = time.perf_counter() - started
+
+    @classmethod
+    def from_config(cls, config: Config, *, progress: Progress | None = None, taps: bool = False) -> LLM:
+        """Loads the model that the settings of a command describe; raises what the constructor raises."""
+        order: Sequence[str] = config.backend.order
+        if config.backend.name == "auto":
+            order = [name for name in order if name in plugins().backends]
+        engine = vars(config.engine) | {"buckets": tuple(config.engine.buckets)}
+        return cls(
+            config.model,
+            backend=order,
+            ops=config.backend.ops,
+            compute=config.compute.value,
+            threads=config.threads,
+            engine=EngineSettings(**engine),
+            cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+            progress=progress,
+            finite=config.weights.check_finite,
+            taps=taps,
+        )
 
     @cached_property
     def _pool(self) -> WorkerPool:
@@ -254,15 +200,15 @@ class LLM:
         requests: list[Request] = []
         try:
             requests += (self.engine.add(prompt_ids, params) for prompt_ids, params in work)
-            progress = {request.id: _Progress(request, started) for request in requests}
+            collected = {request.id: Collector(request, started) for request in requests}
             while any(request.finish_reason is None for request in requests):
                 for delta in self.engine.step():
-                    if delta.request_id in progress:
-                        progress[delta.request_id].add(delta)
+                    if delta.request_id in collected:
+                        collected[delta.request_id].add(delta)
         finally:
             for request in requests:
                 self.engine.abort(request)
-        return [progress[request.id].completion() for request in requests]
+        return [collected[request.id].completion() for request in requests]
 
     # -- looking inside
 
@@ -328,15 +274,9 @@ def _order(backend: str | Sequence[str]) -> tuple[str, ...]:
     """Backends by preference; the universal fall-back comes last, and every explanation names it where it is used."""
     if not isinstance(backend, str):
         return tuple(backend)
-    order = ("numba", FALLBACK) if backend == "auto" else (backend, FALLBACK)
-    return tuple(dict.fromkeys(order))
-
-
-def _named(model: str) -> str:
-    """A model reference; default models have short names in ``conf/model``."""
-    from llmcore.config.models import reference_of
-
-    return reference_of(model)
+    if backend == "auto":
+        return tuple(name for name in AUTO if name in plugins().backends)
+    return tuple(dict.fromkeys((backend, FALLBACK)))
 
 
 def _is_batch(prompts: Any) -> bool:

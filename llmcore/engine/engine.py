@@ -56,8 +56,11 @@ class Engine:
         self.live: dict[int, Live] = {}
         self._ids = count()
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Request:
         """Queues a request.
+
+        Args:
+            continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
 
         Raises:
             RequestError: an empty prompt, a token outside of the vocabulary, or a prompt longer than the context.
@@ -70,7 +73,9 @@ class Engine:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         request = Request(next(self._ids), tuple(prompt_ids), params, seed)
         self.scheduler.add(request)
-        self.live[request.id] = Live(request, Detokenizer(self.tokenizer), StopStrings(params.stop))
+        self.live[request.id] = Live(
+            request, Detokenizer(self.tokenizer, continues=continues), StopStrings(params.stop)
+        )
         return request
 
     def abort(self, request: Request) -> None:
@@ -111,9 +116,12 @@ class Engine:
         request.tokens.append(token)
         self.counters.generated += 1
         reason = self._reason(request, token)
-        text = "" if reason == "stop" else live.stops.push(live.detokenizer.push(token))
-        if reason == "length" or (reason == "stop" and not live.stops.stopped):
-            text += live.stops.push(live.detokenizer.finish())
+        piece = (
+            "" if reason == "stop" else live.detokenizer.push(token)
+        )  # the token that ends an answer is not part of it
+        if reason is not None:
+            piece += live.detokenizer.finish()
+        text = live.stops.push(piece)
         if live.stops.stopped:
             reason = "stop"
         elif reason is not None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from llmcore.config.schema import Config
 from llmcore.errors import RequestError
 
 MAX_STOPS = 16
@@ -49,6 +50,15 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> SamplingParams:
+        """The parameters that the settings of a command describe."""
+        values = vars(config.sampling) | {
+            "stop": tuple(config.sampling.stop),
+            "stop_token_ids": tuple(config.sampling.stop_token_ids),
+        }
+        return cls(**values, max_tokens=config.max_new_tokens, seed=config.seed)
 
     def __post_init__(self) -> None:
         """Checks every field."""

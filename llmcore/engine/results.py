@@ -1,0 +1,90 @@
+"""What comes out of a model: finished answers with their timings, and how a step is run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs
+from llmcore.graph.program import Row
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds and rates of one request. Rates are in tokens per second; None where nothing was measured."""
+
+    ttft_s: float
+    prefill_tok_s: float | None
+    decode_tok_s: float | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that a loaded model uses."""
+
+    arena_bytes: int
+    arena_lower_bound: int
+    kv_bytes: int
+    weights_mapped_bytes: int
+    weights_repacked_bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``llmcore explain`` shows: every node with its kernel and the reason, and the memory plan.
+
+    Attributes:
+        tokens: the step size that the program was made for.
+        segments: kind of each segment and how many nodes it runs.
+        total_bytes: what the intermediate values would take without sharing.
+    """
+
+    tokens: int
+    rows: tuple[Row, ...]
+    segments: tuple[tuple[str, int], ...]
+    arena_bytes: int
+    lower_bound: int
+    total_bytes: int
+    reuse_factor: float
+
+
+@dataclass
+class Collector:
+    """Gathers what comes out of one request."""
+
+    request: Request
+    started: float
+    first: float = 0.0
+    last: float = 0.0
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Takes one delta, now."""
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        self.text.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+
+    def completion(self) -> Completion:
+        """The finished answer."""
+        prompt, count = self.request.prompt_ids, len(self.token_ids)
+        ttft = self.first - self.started
+        decode = (count - 1) / (self.last - self.first) if count > 1 and self.last > self.first else None
+        timings = Timings(ttft, len(prompt) / ttft if ttft > 0 else None, decode)
+        reason = self.request.finish_reason or "abort"
+        return Completion(prompt, tuple(self.token_ids), "".join(self.text), reason, tuple(self.logprobs), timings)
