@@ -1,0 +1,1 @@
+"""Text to tokens and back: the tokenizer protocol, chat templates, incremental detokenizing."""
