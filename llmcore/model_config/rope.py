@@ -147,7 +147,7 @@ def _attention_factor(section: ConfigReader, factor: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0
 
     inferred = grown(1.0)
-    if section.get("mscale") and section.get("mscale_all_dim"):
+    if all([section.get("mscale"), section.get("mscale_all_dim")]):
         inferred = grown(section.number("mscale")) / grown(section.number("mscale_all_dim"))
     return section.number("attention_factor", inferred)
 
