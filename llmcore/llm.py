@@ -28,7 +28,6 @@ from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import ConfigError, RequestError
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
-from llmcore.text.chat import ChatTemplate, Message
 from llmcore.text.tokenizer import load_tokenizer
 from llmcore.weights.cachedir import FetchOptions, Progress
 from llmcore.weights.checkpoint import open_checkpoint
@@ -36,6 +35,7 @@ from llmcore.weights.sources import fetch
 
 if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
+    from llmcore.text.chat import ChatTemplate, Message
 
 AUTO = ("triton", "numba", "torch")  # the fastest first; those that are installed are asked
 FALLBACK = "torch"  # the backend that runs every op: named in each explanation where it steps in
@@ -181,6 +181,8 @@ class LLM:
 
     @cached_property
     def _template(self) -> ChatTemplate:
+        from llmcore.text.chat import ChatTemplate  # jinja is imported for conversations alone
+
         return ChatTemplate.of(self.checkpoint.tokenizer)
 
     def _stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Iterator[Delta]:
@@ -263,11 +265,9 @@ class LLM:
     def memory(self) -> MemoryUse:
         """What the model uses now."""
         runner = self.runner
-        plan = runner.program("logits", runner.sizes.tokens).plan
+        bound = max(program.plan.lower_bound for program in runner.programs.values())
         store = runner.weights
-        return MemoryUse(
-            runner.compiler.arena.nbytes, plan.lower_bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes
-        )
+        return MemoryUse(runner.compiler.arena.nbytes, bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes)
 
 
 def _order(backend: str | Sequence[str]) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class Runner:
     programs: dict[tuple[str, int], Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Allocates inputs, outputs and KV pages (memory is taken when touched) and binds the largest program."""
+        """Allocates inputs, outputs and KV pages (memory is taken when touched) and binds the largest programs."""
         limits = self.sizes.limits
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes)
         self.outputs: dict[str, Array] = {}
@@ -116,9 +116,11 @@ class Runner:
             dtype = np.dtype(NUMPY[value.dtype])
             block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             self.outputs[name] = block.view(dtype).reshape(shape)
+        self.compiler.reserve(self.graphs.values(), limits.sizes)
         self._allocate_states()
         self.buckets = sorted({*(b for b in self.sizes.buckets if b < self.sizes.tokens), self.sizes.tokens})
-        self.program("logits", self.sizes.tokens)
+        for head in self.graphs:
+            self.program(head, self.sizes.tokens)
 
     def _allocate_states(self) -> None:
         """KV pages of every layer in the layout of the one backend that reads and writes them."""

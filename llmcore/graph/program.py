@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,10 @@ class Compiler:
         self.pool = pool
         self.arena = aligned(0)
 
+    def reserve(self, graphs: Iterable[Graph], sizes: Mapping[str, int]) -> None:
+        """Makes the arena large enough for programs of ``graphs`` up to ``sizes``, so that all of them share one."""
+        self.arena = aligned(max(plan(graph, sizes, NUMPY).nbytes for graph in graphs))
+
     def fuse(self, graph: Graph, sizes: Mapping[str, int]) -> None:
         """Replaces parts of ``graph`` by fused ops that a backend at least as wanted as those of the parts offers."""
         asked = self.registry.preference
@@ -109,7 +113,7 @@ class Compiler:
             self.registry.prepare(backend)
         layout = plan(graph, sizes, NUMPY)
         if layout.nbytes > self.arena.nbytes:
-            self.arena = aligned(layout.nbytes)
+            self.arena = aligned(layout.nbytes)  # programs built before keep the old one
         binder = Binder(self, graph, layout, sizes)
         segments: list[Segment] = []
         rows: list[Row] = []

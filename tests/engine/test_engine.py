@@ -1,0 +1,154 @@
+"""The engine on tiny models: right tokens, whatever the batch, the chunks and the pages are."""
+
+import dataclasses
+
+import pytest
+
+from llmcore import LLM, EngineSettings, SamplingParams
+from llmcore.errors import RequestError
+
+PROMPTS = [[5, 9, 20, 31], [40], [7, 7, 8, 100, 3, 2, 19, 64, 5, 81, 11, 12], [200, 4, 6]]
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+SMALL = EngineSettings(max_seqs=4, max_batch_tokens=16, page_size=4, max_context=48)
+
+
+@pytest.fixture(params=["numba", "torch"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def load(tiny_model, backend):
+    loaded = []
+
+    def make(engine=SMALL, **options):
+        loaded.append(LLM(str(tiny_model("llama3").path), backend=backend, engine=engine, threads=2, **options))
+        return loaded[-1]
+
+    yield make
+    for llm in loaded:
+        llm.close()
+
+
+def tokens(completions):
+    return [completion.token_ids for completion in completions]
+
+
+def test_greedy_tokens_are_those_of_transformers(load, tiny_model):
+    answer = load().generate(PROMPTS[2], GREEDY)[0]
+    ids = [*PROMPTS[2], *answer.token_ids]
+    expected = tiny_model("llama3").logits(ids)[len(PROMPTS[2]) - 1 : -1].argmax(-1)
+    assert list(answer.token_ids) == expected.tolist()
+    assert answer.prompt_token_ids == tuple(PROMPTS[2])
+    assert answer.finish_reason == "length"
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(load):
+    llm = load()
+    sampled = [
+        dataclasses.replace(GREEDY, temperature=1.2, seed=i, top_k=30, top_p=0.95) if i % 2 else GREEDY
+        for i in range(len(PROMPTS))
+    ]
+    together = tokens(llm.generate(PROMPTS, sampled))
+    alone = [llm.generate([prompt], [params])[0].token_ids for prompt, params in zip(PROMPTS, sampled, strict=True)]
+    assert together == alone
+    assert llm.engine.scheduler.pool.free == llm.runner.sizes.pages
+
+
+def test_preemption_and_chunks_change_nothing(load):
+    plenty = tokens(load().generate(PROMPTS, GREEDY))
+    scarce = load(dataclasses.replace(SMALL, kv_pages=12, max_batch_tokens=5))
+    before = scarce.engine.counters.steps
+    assert tokens(scarce.generate(PROMPTS, GREEDY)) == plenty
+    assert scarce.engine.counters.prompt > sum(map(len, PROMPTS))  # some tokens were computed again
+    assert scarce.engine.counters.steps > before + GREEDY.max_tokens
+    assert scarce.engine.scheduler.pool.free == 12
+
+
+def test_buckets_change_nothing(load):
+    one = load(dataclasses.replace(SMALL, buckets=()))
+    many = load(dataclasses.replace(SMALL, buckets=(1, 2, 3, 7)))
+    assert tokens(one.generate(PROMPTS, GREEDY)) == tokens(many.generate(PROMPTS, GREEDY))
+
+
+def test_a_stream_is_its_completion_in_pieces(load):
+    llm = load()
+    whole = llm.generate(PROMPTS[0], GREEDY)[0]
+    deltas = list(llm.stream(PROMPTS[0], GREEDY))
+    assert tuple(token for delta in deltas for token in delta.token_ids) == whole.token_ids
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert whole.text == llm.tokenizer.decode(whole.token_ids)
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+
+
+def test_stop_token_ends_without_being_shown(load):
+    llm = load()
+    free = llm.generate(PROMPTS[0], GREEDY)[0]
+    stop = free.token_ids[4]
+    first = free.token_ids.index(stop)
+    stopped = llm.generate(PROMPTS[0], dataclasses.replace(GREEDY, stop_token_ids=(stop,)))[0]
+    assert stopped.token_ids == free.token_ids[: first + 1]
+    assert stopped.text == llm.tokenizer.decode(free.token_ids[:first])
+    assert stopped.finish_reason == "stop"
+
+
+def test_stop_text_ends_before_it(load):
+    llm = load()
+    free = llm.generate(PROMPTS[0], GREEDY)[0].text
+    stop = free[5:7]
+    stopped = llm.generate(PROMPTS[0], dataclasses.replace(GREEDY, stop=(stop,)))[0]
+    assert stopped.text == free[: free.index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_closing_a_stream_frees_its_pages(load):
+    llm = load()
+    stream = llm.stream(PROMPTS[2], GREEDY)
+    next(stream)
+    assert llm.engine.scheduler.pool.free < llm.runner.sizes.pages
+    stream.close()
+    assert llm.engine.scheduler.pool.free == llm.runner.sizes.pages
+    assert not llm.engine.busy
+
+
+def test_logprobs_agree_with_the_logits(load):
+    llm = load()
+    answer = llm.generate(PROMPTS[0], dataclasses.replace(GREEDY, logprobs=3))[0]
+    assert [entry.token_id for entry in answer.logprobs] == list(answer.token_ids)
+    for entry in answer.logprobs:
+        assert len(entry.top) == 3
+        assert entry.top[0] == (entry.token_id, pytest.approx(entry.logprob))  # greedy: the best is the chosen one
+
+
+def test_the_context_ends_an_answer(load):
+    llm = load(dataclasses.replace(SMALL, max_context=16))
+    answer = llm.generate(PROMPTS[2], dataclasses.replace(GREEDY, max_tokens=None))[0]
+    assert len(answer.token_ids) == 16 - len(PROMPTS[2])
+    assert answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("prompt", [[], [99999], [-1], list(range(48))])
+def test_a_prompt_that_cannot_run_is_refused_and_nothing_is_lost(load, prompt):
+    llm = load()
+    with pytest.raises(RequestError):
+        llm.generate([PROMPTS[0], prompt], GREEDY)
+    assert not llm.engine.busy
+    assert len(llm.generate(PROMPTS[0], GREEDY)[0].token_ids) == 12
+
+
+def test_penalties_change_greedy_answers(load):
+    llm = load()
+    plain = llm.generate(PROMPTS[0], GREEDY)[0].token_ids
+    free = llm.generate(PROMPTS[0], dataclasses.replace(GREEDY, presence_penalty=100.0))[0].token_ids
+    assert len(set(free)) == len(free) == 12  # no generated token twice
+    assert free[0] == plain[0]
+
+
+def test_one_op_from_another_backend_in_the_same_program(load, backend):
+    other = {"numba": "torch", "torch": "numba"}[backend]
+    mixed = load(ops={"rms_norm": other, "swiglu": other})
+    rows = mixed.explain().rows
+    named = {row.op: row for row in rows}
+    assert named["rms_norm"].backend == named["swiglu"].backend == other
+    assert f"backend.ops.rms_norm={other}" in named["rms_norm"].reason
+    assert tokens(mixed.generate(PROMPTS, GREEDY)) == tokens(load().generate(PROMPTS, GREEDY))
