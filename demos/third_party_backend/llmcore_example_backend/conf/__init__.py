@@ -1,0 +1,1 @@
+"""Config files that this package adds to llmcore's groups."""
