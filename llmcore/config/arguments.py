@@ -1,4 +1,4 @@
-"""Flags of our own: taken off the command line before Hydra reads the rest, so that values arrive as they were given."""
+"""Flags of our own: taken off the command line before Hydra reads the rest, so that values arrive as they were."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ JSON = Flag("--json", "print one JSON object instead of text")
 NO_CACHE = Flag(
     "--no-cache", "leave nothing behind: fetch, compile and repack into a folder that is removed at the end"
 )
+VERSION = Flag("--version", "print llmcore's version")
 EXCLUSIVE = (("--prompt", "--prompt-file"), ("--chat", "--raw"), ("--system", "--raw"))
 
 

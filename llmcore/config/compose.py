@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,8 +28,9 @@ from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from llmcore.config import complaints
-from llmcore.config.arguments import Flag, extract, usage
+from llmcore.config.arguments import VERSION, Flag, extract, usage
 from llmcore.config.checks import check
+from llmcore.config.completion import LINE, flags_for, hide_flags
 from llmcore.config.quoting import quoted, uninterpolated
 from llmcore.config.references import References
 from llmcore.config.schema import Config, keys, make_schema, plain
@@ -146,7 +148,15 @@ def run(command: Command, argv: Sequence[str], task: Task, installed: Installed,
     Raises:
         ConfigError: the command line or a config file is wrong; no job has run.
     """
-    given, rest = extract(argv, command.flags)
+    given, rest = extract(argv, (*command.flags, VERSION))
+    if VERSION.name in given:
+        print(f"llmcore {version('llmcore')}")
+        return 0
+    if any(argument.startswith("query=") for argument in rest):
+        flags = flags_for(os.environ.get(LINE, ""), command.flags)
+        if flags is not None:
+            print(" ".join(flags))
+            return 0
     schema = make_schema(installed.ops)
     known = keys(schema)
     _register(command, schema)
@@ -182,6 +192,7 @@ def _prepared(command: Command, rest: Sequence[str], known: Sequence[str], insta
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun reads a pickle, which could run any code", remedy="give overrides")
     if parsed.shell_completion:
+        hide_flags(command.flags)
         _offer(name for name in installed.backends if name not in _options("backend", None))
         return list(rest)
     flags = _without(rest, parsed.overrides)

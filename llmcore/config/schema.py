@@ -1,7 +1,7 @@
 """The settings: every key that a config file or an override may have, with its type and default.
 
 The dataclasses serve twice: OmegaConf holds YAML files and overrides against them at composition (unknown keys and
-wrong types are refused there), and programs get them filled in. Ranges are the business of :mod:`llmcore.config.checks`.
+wrong types are refused there), and programs get them filled in. Ranges are checked in :mod:`llmcore.config.checks`.
 """
 
 from __future__ import annotations

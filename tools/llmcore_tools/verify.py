@@ -1,0 +1,128 @@
+"""``llmcore verify``: does a model compute what it should? Block by block, against transformers or another backend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from math import isfinite
+from typing import Any
+
+from llmcore.cli.console import table
+from llmcore.cli.model import load, model_as_setting
+from llmcore.cli.settings import run_with_settings
+from llmcore.config.arguments import JSON, PROMPT, Flag
+from llmcore.config.compose import Command, Job
+from llmcore.config.prompts import read_prompt
+from llmcore.config.schema import BackendConfig, Config, ModelConfig
+from llmcore.errors import ConfigError
+from llmcore.verify import Report, Trace, common, compare, transformers_trace
+
+AGAINST = Flag("--against", "transformers (in float32, the default) or the name of a backend", "NAME")
+TOKENS = Flag("--tokens", "compare at most so many tokens of the text (64 by default)", "N")
+TOLERANCE = Flag("--tolerance", "greatest error allowed, as a share of the reference's size (0.001 by default)", "X")
+COMMAND = Command(
+    "llmcore verify",
+    "compare a model's blocks and logits with transformers or with another backend",
+    (AGAINST, TOKENS, TOLERANCE, *PROMPT, JSON),
+)
+TRANSFORMERS = "transformers"
+DIVERGED = 1
+TEXT = """The sea covers more than two thirds of the Earth. Its water is never still: winds raise waves, the Moon and \
+the Sun draw the tides, and warm currents carry heat from the tropics towards the poles. In 1872 the ship Challenger \
+left Portsmouth to sound its depths; after 127,580 km and 362 stations she came home with 4,717 new species."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Verifies the model of each job; returns 0 where nothing diverged."""
+    return run_with_settings(COMMAND, model_as_setting(argv), run)
+
+
+def run(job: Job) -> int:
+    """One comparison."""
+    against = job.given.get("--against", TRANSFORMERS)
+    tolerance = _number(job.given, "--tolerance", 1e-3)
+    limit = int(_number(job.given, "--tokens", 64))
+    asked = "--prompt" in job.given or "--prompt-file" in job.given
+    text = read_prompt(job.given, None) if asked else TEXT
+    llm = load(job.config, taps=True)
+    try:
+        ids = llm.encode(text)[:limit]
+        path = llm.path
+        found: Trace = llm.trace(ids)
+    finally:
+        llm.close()
+    if against == TRANSFORMERS:
+        reference: Trace = transformers_trace(path, ids)
+    else:
+        reference = _other_backend(job.config, str(path), against, ids)
+    report = compare(*common(found, reference), ids, tolerance)
+    shown = as_json(job.config, against, report) if "--json" in job.given else as_text(job.config, against, report)
+    print(shown)
+    return 0 if report.first_divergent is None else DIVERGED
+
+
+def _number(given: Mapping[str, str], name: str, default: float) -> float:
+    """A positive number from a flag."""
+    text = given.get(name)
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = 0.0
+    if not (isfinite(value) and value > 0) or (name == "--tokens" and value != int(value)):
+        raise ConfigError(f"{name} is {text!r}", remedy=f"it must be a positive number, like {default:g}")
+    return value
+
+
+def _other_backend(config: Config, path: str, backend: str, ids: Sequence[int]) -> Trace:
+    """The trace of the same model by ``backend`` alone, torch filling in."""
+    order = list(dict.fromkeys((backend, "torch")))
+    model = ModelConfig(path, None, config.model.ignore_config_keys)
+    llm = load(replace(config, model=model, backend=BackendConfig(backend, order)), taps=True)
+    try:
+        return llm.trace(ids)
+    finally:
+        llm.close()
+
+
+def as_json(config: Config, against: str, report: Report) -> str:
+    """A report as one JSON object."""
+    values: dict[str, Any] = {
+        "model": config.model.ref,
+        "backend": config.backend.name,
+        "against": against,
+        **asdict(report),
+        "perplexity_change": report.perplexity_change,
+    }
+    return json.dumps(values, ensure_ascii=False, indent=2)
+
+
+def as_text(config: Config, against: str, report: Report) -> str:
+    """A report for people: a line for each block, and the verdict."""
+    rows = [
+        (
+            difference.name,
+            f"{difference.max_error:.3g}",
+            f"{difference.mean_error:.3g}",
+            f"{difference.scale:.3g}",
+            "◀ first to diverge" if difference.name == report.first_divergent else "",
+        )
+        for difference in report.layers
+    ]
+    verdict = (
+        f"nothing is further apart than {report.tolerance:g} of its size"
+        if report.first_divergent is None
+        else f"{report.first_divergent} is further apart than {report.tolerance:g} of its size"
+    )
+    return "\n".join(
+        [
+            f"{config.model.ref}: backend {config.backend.name} against {against}, {report.tokens} tokens",
+            "",
+            table(("block", "max error", "mean error", "size", ""), rows),
+            "",
+            f"top-1 agreement  {report.top1_agreement:.2%}",
+            f"perplexity       {report.perplexity:.4f}, reference {report.reference_perplexity:.4f} "
+            f"({report.perplexity_change:+.3%})",
+            f"verdict          {verdict}",
+        ]
+    )
