@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmcore.native.abi import claim, dim, inlined, load_i32, native_kernel, tensor
-from llmcore.native.vector import exp, load, load_first, splat, store, store_first, zeros
+from llmcore.native.vector import load, load_first, sigmoid, store, store_first
 from llmcore_numba.operands import operands_of
 
 CHUNK = 4096  # elements
@@ -16,7 +16,7 @@ X, ROWS, PICKED, _T, GATHER_D, GATHER_R = operands_of("gather")
 @inlined
 def gated(gate, up):
     """``silu(gate) * up`` of two vectors."""
-    return gate / (splat(1.0) + exp(zeros() - gate)) * up
+    return gate * sigmoid(gate) * up
 
 
 @inlined

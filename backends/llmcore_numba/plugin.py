@@ -10,16 +10,29 @@ PLAIN = {
     "add": "elementwise",
     "swiglu": "elementwise",
     "gather": "elementwise",
+    "add_rms_norm": "fused",
+    "argmax": "sampling",
+    "softmax": "sampling",
+    "top_k": "sampling",
+    "top_p": "sampling",
+    "min_p": "sampling",
+    "sample": "sampling",
 }
 """Ops without a weight of any format → the file that has them."""
 
-PER_FORMAT = {"embedding": "embedding", "linear": "linear", "linear_add": "linear"}
+PER_FORMAT = {
+    "embedding": "embedding",
+    "linear": "linear",
+    "linear_add": "linear",
+    "gate_up_swiglu": "fused",
+    "classifier_argmax": "fused",
+}
 """Ops with one kernel for every weight format."""
 
 CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache."""
 
-FORMATS = ("F32",)
+FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
 def _native(op: str, target: str, formats: tuple[str, ...] = (), group: str = "") -> KernelInfo:

@@ -16,8 +16,11 @@ from llmcore_numba.unpack import FORMATS
 
 ROWS = 16  # weight rows of a chunk at most: one vector of results for each token
 TOKEN_CHUNK = 192  # tokens of a chunk: unpacking the rows again for the next ones costs little by then
-FOR_ROWS = SCRATCH_BYTES - (320 << 10)
-"""What unpacked rows may fill of a thread's scratch; the rest holds results."""
+# A thread's scratch memory: unpacked rows, then the results of a few tokens, then what thread 0's shares with all
+# threads.
+SHARED_BYTES = 256 << 10
+SHARED = SCRATCH_BYTES - SHARED_BYTES
+FOR_ROWS = SHARED - (64 << 10)
 
 F32 = FORMATS["F32"]
 

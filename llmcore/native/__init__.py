@@ -4,7 +4,8 @@ Every native kernel is ``void kernel(int64 operands, int64 thread, int64 threads
 of any shared library. ``operands`` is the address of an int64 table:
 
 ====================  =========================================================================================
-``[0]``               address of the row's claim counter (int64, zero when the row begins): work is claimed in chunks
+``[0]``               address of the row's counters, two int64 that are zero when the row begins: chunks of work claimed
+                      so far, and one for the kernel's own use, such as chunks done
 ``[1]``               address of scratch memory, ``SCRATCH_BYTES`` for every thread
 then                  one address per tensor parameter, in the order of the op's signature; 0 for one that is absent
 then                  one address per dim letter (``OpSpec.dims`` order), of the int64 that holds its value in this step
@@ -13,7 +14,7 @@ then                  the attributes in signature order: integers and booleans a
 
 A kernel does its work only in claimed chunks (``atomically counter++`` until the chunks run out). Threads come late to
 a row, or never, and one that comes when all chunks are taken returns without a trace; so work is never divided by
-``threads``. Claim counters lie on cache lines of their own, 64 bytes apart.
+``threads``. The counters of each row lie on a cache line of their own, 64 bytes apart.
 """
 
 HEADER = 2  # operands before the first tensor

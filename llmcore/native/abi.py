@@ -23,6 +23,7 @@ from llmcore.native import HEADER, SCRATCH_BYTES
 from llmcore.native.compiling import NativeKernel, compiled, inlined, native_kernel, specialised
 from llmcore.native.memory import (
     array,
+    f32_from_bits,
     f64_from_bits,
     fetch_add,
     load_f16,
@@ -84,6 +85,7 @@ __all__ = [
     "claim",
     "compiled",
     "dim",
+    "f32_from_bits",
     "f64_attr",
     "f64_from_bits",
     "fetch_add",

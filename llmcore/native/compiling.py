@@ -29,8 +29,8 @@ from llmcore.weights.cachedir import subfolder
 Function = Callable[..., Any]
 KERNEL_TYPE = "void(int64, int64, int64)"
 
-inlined = numba.njit(forceinline=True, error_model="numpy")
-"""Decorates a helper of kernels: compiled as a part of whatever calls it."""
+inlined = numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Decorates a helper of kernels: compiled as a part of whatever calls it, and not callable from Python."""
 
 
 class CompileWarning(UserWarning):

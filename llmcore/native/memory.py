@@ -86,6 +86,12 @@ def f64_from_bits(builder: Any, bits: Any) -> Any:
     return builder.bitcast(bits, ir.DoubleType())
 
 
+@emits(types.float32, types.int32)
+def f32_from_bits(builder: Any, bits: Any) -> Any:
+    """The float32 whose bits are an int32."""
+    return builder.bitcast(bits, ir.FloatType())
+
+
 @emits(types.voidptr, types.int64)
 def _as_pointer(builder: Any, address: Any) -> Any:
     return pointer(builder, address, ir.IntType(8))

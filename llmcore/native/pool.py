@@ -96,7 +96,9 @@ def _run(control: int, table: Table, threads: int) -> None:
     """The caller's side: opens a run, takes part in it as thread 0, closes it."""
     address, rows = table.ctypes.data, len(table)
     for row in range(rows):
-        store_i64(load_i64(load_i64(address + row * 16 + 8)), 0)
+        counters = load_i64(load_i64(address + row * 16 + 8))
+        store_i64(counters, 0)
+        store_i64(counters + 8, 0)
     if threads == 1:
         for row in range(rows):
             call_kernel(load_i64(address + row * 16), load_i64(address + row * 16 + 8), 0, 1)
@@ -226,7 +228,7 @@ class WorkerPool:
     def run(self, table: Table) -> None:
         """Runs every row of ``table`` (int64 [n, 2]: function address, operands address), one after the other.
 
-        Returns when all are done. The claim counters that the operands point to are set to zero first.
+        Returns when all are done. The counters that the operands point to are set to zero first.
         """
         assert table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == 2 and table.flags.c_contiguous
         if os.getpid() != self._pid:

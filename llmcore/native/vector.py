@@ -23,7 +23,7 @@ from numba.extending import lower_builtin, models, register_model, type_callable
 from llmcore.native.memory import WORD, emits, pointer
 
 LANES = 16
-FLOAT, INT, BYTE, BIT = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(1)
+FLOAT, INT, SHORT, BYTE, BIT = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8), ir.IntType(1)
 
 
 class VectorType(types.Type):  # type: ignore[misc]
@@ -119,6 +119,15 @@ def emit_load_first(builder: Any, address: Any, count: Any, element: Any, size: 
     return builder.load(place)
 
 
+def _from_bf16(builder: Any, shorts: Any) -> Any:
+    """A bfloat16 is the upper half of a float32."""
+    return builder.bitcast(builder.shl(builder.zext(shorts, I32.ir), emit_constant(I32, 16)), F32.ir)
+
+
+def _from_half(builder: Any, shorts: Any) -> Any:
+    return builder.fpext(builder.bitcast(shorts, ir.VectorType(ir.HalfType(), LANES)), F32.ir)
+
+
 # --- loads and stores ---
 
 
@@ -152,6 +161,36 @@ def store_first(builder: Any, address: Any, vector: Any, count: Any) -> None:
 def load_u8(builder: Any, address: Any) -> Any:
     """16 bytes."""
     return emit_load(builder, address, BYTE)
+
+
+@emits(F32, types.int64)
+def load_f16(builder: Any, address: Any) -> Any:
+    """16 IEEE halves."""
+    return _from_half(builder, emit_load(builder, address, SHORT))
+
+
+@emits(F32, types.int64, types.int64)
+def load_f16_first(builder: Any, address: Any, count: Any) -> Any:
+    """``count`` < 16 IEEE halves and zeros."""
+    return _from_half(builder, emit_load_first(builder, address, count, SHORT, 2))
+
+
+@emits(F32, types.int64)
+def load_bf16(builder: Any, address: Any) -> Any:
+    """16 bfloat16."""
+    return _from_bf16(builder, emit_load(builder, address, SHORT))
+
+
+@emits(F32, types.int64, types.int64)
+def load_bf16_first(builder: Any, address: Any, count: Any) -> Any:
+    """``count`` < 16 bfloat16 and zeros."""
+    return _from_bf16(builder, emit_load_first(builder, address, count, SHORT, 2))
+
+
+@emits(U8, types.uint16)
+def bits(builder: Any, word: Any) -> Any:
+    """Bit ``i`` of a word in lane ``i``, as 0 or 1."""
+    return builder.zext(builder.bitcast(word, MASK), U8.ir)
 
 
 # --- arithmetic ---
@@ -227,19 +266,14 @@ def from_i8(builder: Any, vector: Any) -> Any:
 LOWEST, HIGHEST = -87.3, 88.3  # exp of these is still a normal float32
 
 
-@emits(F32, F32)
-def exp(builder: Any, x: Any) -> Any:
-    """e to the x, within 2 units in the last place; 0 below -87.3, no larger than e**88.3, NaN stays NaN.
-
-    ``2**n * e**r`` with ``n`` the integer nearest to ``x / ln 2`` and a Taylor polynomial for ``|r| <= ln(2) / 2``.
-    """
+def emit_exp(builder: Any, x: Any) -> Any:
+    """:func:`exp`, as ``2**n * e**r``: ``n`` is the integer nearest to ``x / ln 2``, ``e**r`` a Taylor polynomial."""
     lowest, highest = emit_constant(F32, LOWEST), emit_constant(F32, HIGHEST)
     clamped = builder.select(builder.fcmp_ordered(">", x, lowest), x, lowest)
     clamped = builder.select(builder.fcmp_ordered("<", clamped, highest), clamped, highest)
     power = builder.fmul(clamped, emit_constant(F32, 1 / math.log(2)))
-    half = builder.select(
-        builder.fcmp_ordered("<", power, emit_constant(F32, 0.0)), emit_constant(F32, -0.5), emit_constant(F32, 0.5)
-    )
+    negative = builder.fcmp_ordered("<", power, emit_constant(F32, 0.0))
+    half = builder.select(negative, emit_constant(F32, -0.5), emit_constant(F32, 0.5))
     n = builder.fptosi(builder.fadd(power, half), I32.ir)
     whole = builder.sitofp(n, F32.ir)
     high = 0.693359375  # ln 2 in two parts: n * high is exact
@@ -252,3 +286,17 @@ def exp(builder: Any, x: Any) -> Any:
     value = builder.fmul(value, builder.bitcast(exponent, F32.ir))
     value = builder.select(builder.fcmp_ordered("<", x, lowest), emit_constant(F32, 0.0), value)
     return builder.select(builder.fcmp_unordered("uno", x, x), x, value)
+
+
+@emits(F32, F32)
+def exp(builder: Any, x: Any) -> Any:
+    """e to the x, within 2 units in the last place; 0 below -87.3, no larger than e**88.3, NaN stays NaN."""
+    return emit_exp(builder, x)
+
+
+@emits(F32, F32)
+def sigmoid(builder: Any, x: Any) -> Any:
+    """``1 / (1 + exp(-x))``, from the exponential of ``-abs(x)``, which cannot overflow."""
+    one, positive = emit_constant(F32, 1.0), builder.fcmp_ordered(">", x, emit_constant(F32, 0.0))
+    power = emit_exp(builder, builder.select(positive, builder.fneg(x), x))
+    return builder.fdiv(builder.select(positive, one, power), builder.fadd(one, power))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-
-from llmcore.testing.conformance import checks, declaration_errors
-from llmcore.testing.invoke import Machine
 from llmcore_numba.plugin import llmcore_backends
 
+from llmcore.hookspecs import KernelInfo
+from llmcore.testing.conformance import checks, declaration_errors
+from llmcore.testing.invoke import Machine
+
 BACKEND = llmcore_backends()[0]
+COMMON = {"F32", "BF16", "Q8_0", "Q4_1", "Q6_K"}  # formats that every op is tested with; ``linear`` is with all
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +18,14 @@ def machine() -> Machine:
     return Machine()
 
 
-@pytest.mark.parametrize("kernel", BACKEND.kernels, ids=lambda kernel: kernel.target.split(":")[1])
-def test_kernel(kernel, machine: Machine) -> None:
+def _parameter(kernel: KernelInfo):
+    rare = kernel.op != "linear" and kernel.formats and not COMMON & set(kernel.formats)
+    marks = [pytest.mark.slow] if rare else []  # a second or two to compile, each
+    return pytest.param(kernel, marks=marks, id=kernel.target.split(":")[1])
+
+
+@pytest.mark.parametrize("kernel", map(_parameter, BACKEND.kernels))
+def test_kernel(kernel: KernelInfo, machine: Machine) -> None:
     assert not declaration_errors(kernel, BACKEND)
     for check in checks(BACKEND, kernel):
         if not check.unsupported():

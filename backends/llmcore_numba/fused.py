@@ -1,0 +1,175 @@
+"""Fused ops: one pass where their parts would need two, and logits that are never kept.
+
+``linear_add`` is in :mod:`llmcore_numba.linear`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmcore.native.abi import (
+    claim,
+    dim,
+    f64_attr,
+    fetch_add,
+    inlined,
+    load_f32,
+    load_i32,
+    load_i64,
+    native_kernel,
+    scratch,
+    store_f32,
+    store_i32,
+    tensor,
+)
+from llmcore.native.vector import load, load_first, store, store_first
+from llmcore_numba.elementwise import gated
+from llmcore_numba.operands import operands_of
+from llmcore_numba.rms_norm import CHUNK, normalise
+from llmcore_numba.unpack import FORMATS
+from llmcore_numba.weights import (
+    ROWS,
+    SHARED,
+    SHARED_BYTES,
+    TOKEN_CHUNK,
+    PerFormat,
+    few_tokens,
+    float_rows,
+    one_token,
+    results_of,
+    row_bytes,
+    rows_per_chunk,
+    store_up_to,
+    stride_of,
+)
+
+FORMAT = FORMATS["F32"]  # each kernel has its own
+
+A, B, NORM, TOTAL, NORMED, ADD_M, ADD_D, ADD_C, EPS = operands_of("add_rms_norm")
+GATE_X, GATE, UP, GATED, GATE_M, GATE_K, GATE_F = operands_of("gate_up_swiglu")
+X, WEIGHT, IDS, M, K, N = operands_of("classifier_argmax")
+
+
+@inlined
+def add_row(a, b, y, size):
+    """``y = a + b``; ``y`` may be either."""
+    whole = size & ~15
+    for i in range(0, whole, 16):
+        store(y + i * 4, load(a + i * 4) + load(b + i * 4))
+    if whole < size:
+        at, rest = whole * 4, size - whole
+        store_first(y + at, load_first(a + at, rest) + load_first(b + at, rest), rest)
+
+
+@native_kernel
+def add_rms_norm(operands, _thread, _threads):
+    rows, width, size = dim(operands, ADD_M), dim(operands, ADD_D), dim(operands, ADD_C)
+    a, b, weight = tensor(operands, A), tensor(operands, B), tensor(operands, NORM)
+    sums, y, eps = tensor(operands, TOTAL), tensor(operands, NORMED), f64_attr(operands, EPS)
+    chunk = max(1, CHUNK // width)
+    first = claim(operands) * chunk
+    while first < rows:
+        for row in range(first * width, min(first + chunk, rows) * width, width):
+            add_row(a + row * 4, b + row * 4, sums + row * 4, width)
+            for group in range(row, row + width, size):
+                normalise(sums + group * 4, weight, y + group * 4, size, eps)
+        first = claim(operands) * chunk
+
+
+@PerFormat
+def gate_up_swiglu(operands, thread, _threads):
+    tokens, inner, outer = dim(operands, GATE_M), dim(operands, GATE_K), dim(operands, GATE_F)
+    x, gate, up, y = (
+        tensor(operands, GATE_X),
+        tensor(operands, GATE),
+        tensor(operands, UP),
+        tensor(operands, GATED),
+    )
+    work, gates = scratch(operands, thread), results_of(operands, thread)
+    ups = gates + 16 * ROWS * 4
+    size, stride = row_bytes(FORMAT, inner), stride_of(FORMAT, inner)
+    block = rows_per_chunk(FORMAT, 2 * inner)
+    row_chunks, token_chunks = (outer + block - 1) // block, (tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK
+    chunk = claim(operands)
+    while chunk < row_chunks * token_chunks:
+        first, token = chunk % row_chunks * block, chunk // row_chunks * TOKEN_CHUNK
+        count, end = min(block, outer - first), min(token + TOKEN_CHUNK, tokens)
+        if tokens == 1:
+            one_token(FORMAT, x, gate + first * size, size, count, inner, gates)
+            one_token(FORMAT, x, up + first * size, size, count, inner, ups)
+            store_up_to(y + first * 4, gated(load(gates), load(ups)), count)
+        else:
+            gate_rows = float_rows(FORMAT, gate, first, count, inner, work)
+            up_rows = float_rows(FORMAT, up, first, count, inner, work + block * stride)
+            while token < end:
+                few_tokens(x, token, end, gate_rows, stride, count, inner, gates)
+                done = few_tokens(x, token, end, up_rows, stride, count, inner, ups)
+                for i in range(done):
+                    at = y + ((token + i) * outer + first) * 4
+                    store_up_to(at, gated(load(gates + i * 64), load(ups + i * 64)), count)
+                token += done
+        chunk = claim(operands)
+
+
+@inlined
+def note_best(sums, first, count, slot):
+    """Keeps in ``slot`` (float32 value, int32 row) the largest of ``count`` sums, the first among equals."""
+    best = load_f32(slot)
+    for row in range(count):
+        value = load_f32(sums + row * 4)
+        if value > best:
+            best = value
+            store_f32(slot, value)
+            store_i32(slot + 4, first + row)
+
+
+@inlined
+def best_of_chunks(slots, chunks, tokens, ids):
+    """The best of every token's slots, one for each chunk: slots are ``[chunk][token]``."""
+    for token in range(tokens):
+        best, index = load_f32(slots + token * 8), load_i32(slots + token * 8 + 4)
+        for chunk in range(1, chunks):
+            slot = slots + (chunk * tokens + token) * 8
+            if load_f32(slot) > best:
+                best, index = load_f32(slot), load_i32(slot + 4)
+        store_i32(ids + token * 4, index)
+
+
+@PerFormat
+def classifier_argmax(operands, thread, _threads):
+    tokens, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
+    x, weight = tensor(operands, X), tensor(operands, WEIGHT)
+    work, out, slots = scratch(operands, thread), results_of(operands, thread), scratch(operands, 0) + SHARED
+    size, stride = row_bytes(FORMAT, inner), stride_of(FORMAT, inner)
+    block = rows_per_chunk(FORMAT, inner)
+    slots_wanted = (outer + block - 1) // block * tokens
+    rows = block * max(4, (slots_wanted * 8 + SHARED_BYTES - 1) // SHARED_BYTES)  # of a chunk: few enough slots
+    chunks = (outer + rows - 1) // rows if tokens else 0
+    chunk = claim(operands)
+    while chunk < chunks:
+        mine = slots + chunk * tokens * 8
+        for token in range(tokens):
+            store_f32(mine + token * 8, np.float32(-np.inf))
+            store_i32(mine + token * 8 + 4, chunk * rows)
+        for first in range(chunk * rows, min((chunk + 1) * rows, outer), block):
+            count = min(block, outer - first)
+            if tokens == 1:
+                one_token(FORMAT, x, weight + first * size, size, count, inner, out)
+                note_best(out, first, count, mine)
+            else:
+                found = float_rows(FORMAT, weight, first, count, inner, work)
+                token = 0
+                while token < tokens:
+                    done = few_tokens(x, token, tokens, found, stride, count, inner, out)
+                    for i in range(done):
+                        note_best(out + i * 64, first, count, mine + (token + i) * 8)
+                    token += done
+        if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
+            best_of_chunks(slots, chunks, tokens, tensor(operands, IDS))
+        chunk = claim(operands)
+
+
+def fits_slots(node):
+    """Why ``classifier_argmax`` cannot run ``node``: every token needs room for the results of at least one chunk."""
+    most = SHARED_BYTES // 8
+    return f"more than {most} tokens" if node.dims["M"] > most else None
