@@ -94,6 +94,7 @@ class LLM:
         self.family = family_of(self.checkpoint.config, plugins())
         self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(chosen.ignore_config_keys))
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
+        self.checkpoint.forget_vocabulary()
         settings = engine or EngineSettings()
         sizes = settings.sizes(self.spec)
         self.runner = make_runner(

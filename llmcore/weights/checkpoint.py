@@ -74,6 +74,10 @@ class Checkpoint:
         """The size of all mapped files."""
         return sum(file.size for file in self.files)
 
+    def forget_vocabulary(self) -> None:
+        """Drops the raw tokenizer data, megabytes of strings, once a tokenizer has been made of it."""
+        self.tokenizer.data.clear()
+
     def close(self) -> None:
         """Lets go of the mappings; arrays that were taken from tensors stay valid, new ones cannot be taken."""
         for file in self.files:

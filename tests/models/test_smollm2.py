@@ -1,0 +1,56 @@
+"""SmolLM2-135M with its real weights: both backends against transformers in float32 on the same dequantized tensors."""
+
+from pathlib import Path
+
+import pytest
+
+from llmcore import LLM, SamplingParams
+from llmcore.verify import common, compare, perplexity, transformers_trace
+
+TEXT = Path(__file__).parents[1] / "data" / "us_constitution.txt"  # public domain
+TOKENS = 256
+
+
+@pytest.fixture(scope="module")
+def loaded(smollm2_path):
+    """The model on both backends; transformers reads the same file."""
+    models = {name: LLM(str(smollm2_path), backend=name, threads=2, taps=True) for name in ("numba", "torch")}
+    yield models
+    for llm in models.values():
+        llm.close()
+
+
+def test_logits_perplexity_and_blocks_are_those_of_transformers(loaded, smollm2_path):
+    ids = loaded["numba"].tokenizer.encode(TEXT.read_text())[:TOKENS]
+    reference = transformers_trace(smollm2_path, ids)
+    for llm in loaded.values():
+        report = compare(*common(llm.trace(ids), reference), ids)
+        assert report.logits.max_error <= 1e-3
+        assert report.top1_agreement == 1.0
+        assert report.first_divergent is None
+        assert len(report.layers) == llm.spec.layers + 1
+        assert abs(report.perplexity_change) < 1e-5
+
+
+def test_perplexity_of_the_constitution(loaded):
+    ids = loaded["numba"].tokenizer.encode(TEXT.read_text())[:1024]
+    assert len(ids) == 1024
+    found = perplexity(loaded["numba"].logits(ids), ids)
+    assert found == pytest.approx(7.06, rel=0.005)
+
+
+def test_it_knows_the_capital_of_france(loaded):
+    for llm in loaded.values():
+        assert "Paris" in llm.generate("The capital of France is", SamplingParams(max_tokens=4))[0].text
+        answer = llm.chat(
+            [{"role": "user", "content": "What is the capital of France?"}], SamplingParams(max_tokens=16)
+        )
+        assert "Paris" in answer.text
+        assert answer.finish_reason == "stop"
+
+
+def test_weights_stay_mapped_and_the_arena_is_tight(loaded):
+    memory = loaded["numba"].memory
+    assert memory.weights_repacked_bytes == 0
+    assert memory.weights_mapped_bytes > 96_000_000
+    assert memory.arena_bytes <= 1.10 * memory.arena_lower_bound
