@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from llmcore_numba.plugin import llmcore_backends
 
 from llmcore.hookspecs import KernelInfo
 from llmcore.testing.conformance import checks, declaration_errors
 from llmcore.testing.invoke import Machine
+from llmcore_numba.plugin import llmcore_backends
 
 BACKEND = llmcore_backends()[0]
 COMMON = {"F32", "BF16", "Q8_0", "Q4_1", "Q6_K"}  # formats that every op is tested with; ``linear`` is with all
