@@ -272,12 +272,8 @@ def _help(command: Command) -> dict[str, str]:
         "--info searchpath where they come from; --hydra-help everything else."
     )
     groups = "Groups (group=option)\n\n$APP_CONFIG_GROUPS\nSettings (key=value)\n\n$CONFIG\n"
-    return {
-        "app_name": command.name,
-        "header": uninterpolated(header + usage(command.flags)).replace("$", "$$"),
-        "footer": footer,
-        "template": "${hydra.help.header}\n\n" + groups + "${hydra.help.footer}\n",
-    }
+    ours = uninterpolated((header + usage(command.flags)).replace("$", "$$"))  # for string.Template, and for OmegaConf
+    return {"app_name": command.name, "header": "", "footer": "", "template": f"{ours}\n\n{groups}{footer}\n"}
 
 
 def _register_scratch(stack: ExitStack) -> None:
