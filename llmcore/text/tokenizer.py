@@ -1,8 +1,9 @@
 """What a tokenizer is here: text to ids, ids to bytes, bytes to text.
 
 Every family decodes by one rule: the bytes of the tokens are joined and read as UTF-8, each broken sequence becoming
-one U+FFFD (Unicode's "maximal subpart" practice), and SentencePiece's artificial first space is dropped. The incremental
-:class:`~llmcore.text.detokenizer.Detokenizer` follows the same rule, so what is streamed is what is decoded at once.
+one U+FFFD (Unicode's "maximal subpart" practice), and the first space that SentencePiece adds is dropped. The
+incremental :class:`~llmcore.text.detokenizer.Detokenizer` follows the same rule, so that what is streamed is what is
+decoded at once.
 """
 
 from __future__ import annotations

@@ -53,19 +53,19 @@ class SentencePieceTokenizer(Tokenizer):
         self._space_each = space_each
         size: int = self._processor.get_piece_size()
         control = [token for token in range(size) if self._processor.is_control(token)]
-        unknown = self._processor.unk_id()
+        control += [token for token in range(size) if self._processor.is_unknown(token)]
         self._added = {token: text for token, (text, _) in (added or {}).items() if token >= size}
         special = {token for token, (_, is_special) in (added or {}).items() if is_special and token in self._added}
         super().__init__(
             max([size, *(token + 1 for token in self._added)]),
             bos_id=bos_id,
             eos_ids=eos_ids,
-            special_ids={unknown, *control, *special},
+            special_ids={*control, *special},
             strips_space=self._spaces,
             prefix=tuple(prefix),
             suffix=tuple(suffix),
         )
-        names = {self._processor.id_to_piece(token): token for token in (unknown, *control)} | {
+        names = {self._processor.id_to_piece(token): token for token in control} | {
             text: token for token, text in self._added.items()
         }
         self._ids = names
