@@ -158,19 +158,19 @@ class LLM:
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(wanted)
         if len(each) != len(wanted):
             raise RequestError(f"{len(wanted)} prompts but {len(each)} sampling parameters", field="params")
-        return self._run([(self.encode(prompt), p) for prompt, p in zip(wanted, each, strict=True)])
+        return self._run([(self.encode(prompt), p) for prompt, p in zip(wanted, each, strict=True)], continues=True)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The assistant's answer to a conversation, by the model's chat template."""
-        return self._run([(self.chat_ids(messages), params or SamplingParams())])[0]
+        return self._run([(self.chat_ids(messages), params or SamplingParams())], continues=False)[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Deltas of one answer as they come; closing the iterator aborts the request."""
-        return self._stream(self.encode(prompt), params or SamplingParams())
+        return self._stream(self.encode(prompt), params, continues=True)
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
         """Like :meth:`stream`, for a conversation."""
-        return self._stream(self.chat_ids(messages), params or SamplingParams())
+        return self._stream(self.chat_ids(messages), params, continues=False)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids; text that looks like a control token stays text."""
@@ -186,8 +186,8 @@ class LLM:
 
         return ChatTemplate.of(self.checkpoint.tokenizer)
 
-    def _stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Iterator[Delta]:
-        request = self.engine.add(prompt_ids, params)
+    def _stream(self, prompt_ids: Sequence[int], params: SamplingParams | None, *, continues: bool) -> Iterator[Delta]:
+        request = self.engine.add(prompt_ids, params or SamplingParams(), continues=continues)
 
         def deltas() -> Iterator[Delta]:
             try:
@@ -198,11 +198,11 @@ class LLM:
 
         return deltas()
 
-    def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Completion]:
+    def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, continues: bool) -> list[Completion]:
         started = time.perf_counter()
         requests: list[Request] = []
         try:
-            requests += (self.engine.add(prompt_ids, params) for prompt_ids, params in work)
+            requests += (self.engine.add(prompt_ids, params, continues=continues) for prompt_ids, params in work)
             collected = {request.id: Collector(request, started) for request in requests}
             while any(request.finish_reason is None for request in requests):
                 for delta in self.engine.step():

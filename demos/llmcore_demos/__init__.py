@@ -1,0 +1,1 @@
+"""The commands that answer: ``llama_infer``, ``qwen_infer``."""

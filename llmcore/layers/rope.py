@@ -23,7 +23,8 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 def _powers(spec: RopeSpec, theta: float | Floats) -> Floats:
     """``theta ** (-2 f / dim)`` for ``f`` in ``0 … dim/2``; one row per theta where it is a column."""
     exponents = np.arange(0, spec.dim, 2, dtype=np.float32) / np.float32(spec.dim)
-    return (1.0 / np.power(np.asarray(theta, np.float32), exponents)).astype(np.float32)
+    powers: Floats = (1.0 / np.power(np.asarray(theta, np.float32), exponents)).astype(np.float32)
+    return powers
 
 
 def _llama3(spec: RopeSpec) -> Floats:
@@ -51,7 +52,8 @@ def _yarn(spec: RopeSpec) -> Floats:
     span = max(high - low, 0.001)  # equal ends would divide by zero
     ramp = np.clip((np.arange(spec.dim // 2, dtype=np.float32) - low) / span, 0, 1)
     base = _powers(spec, spec.theta)
-    return (base / spec.factor * ramp + base * (1 - ramp)).astype(np.float32)
+    blended: Floats = (base / spec.factor * ramp + base * (1 - ramp)).astype(np.float32)
+    return blended
 
 
 def _dynamic(spec: RopeSpec, positions: int) -> Floats:
@@ -78,7 +80,9 @@ def inverse_frequencies(spec: RopeSpec, positions: int) -> Floats:
         frequencies = _yarn(spec)
     else:
         frequencies = _powers(spec, spec.theta)
-    return frequencies / np.asarray(spec.freq_factors, np.float32) if spec.freq_factors else frequencies
+    if spec.freq_factors:
+        frequencies = (frequencies / np.asarray(spec.freq_factors, np.float32)).astype(np.float32)
+    return frequencies
 
 
 def tables(spec: RopeSpec, positions: int) -> tuple[Floats, Floats]:

@@ -1,0 +1,1 @@
+"""Tools around a model: thin commands over library functions."""
