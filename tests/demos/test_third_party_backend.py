@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,8 @@ from llmcore.testing.invoke import Machine
 PROJECT = Path(__file__).parents[2] / "demos" / "third_party_backend"
 PACKAGE = "llmcore_example_backend"
 KIT = ("-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "llmcore.testing", "--backend", "example")
+
+LLMCORE = ("-m", "llmcore.cli.main")
 
 BROKEN = {
     "pyproject.toml": """
@@ -87,20 +91,41 @@ def installed(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Environ
 
 @pytest.mark.slow
 def test_installed_from_its_wheel_it_is_listed_and_conforms(installed: Environment) -> None:
-    listed = installed.run(
-        "-c", "from llmcore.plugins import plugins; print(plugins().providers['backend', 'example'])"
-    )
-    assert listed.stdout.strip() == "llmcore-example-backend", listed.stderr
+    listed = installed.run(*LLMCORE, "plugins", "--json")
+    (entry,) = [each for each in json.loads(listed.stdout)["plugins"] if each["name"] == "example"]
+    assert entry["distribution"] == "llmcore-example-backend"
+    assert entry["offers"] == {"backend": ["example"]}
     done = installed.run(*KIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed", done.stdout)
     assert "skipped" not in done.stdout
 
 
+def answer(environment: Environment, model: Path, *overrides: str) -> dict[str, Any]:
+    """What ``llama_infer --json`` says of the capital of France."""
+    question = ("--json", "--prompt", "What is the capital of France?")
+    settings = (f"model={model}", "max_new_tokens=8", "engine.max_context=256", "weights.check_finite=false")
+    done = environment.run("-m", "llmcore_demos.llama_infer", *settings, *overrides, *question)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.slow
-def test_its_config_is_found(installed: Environment) -> None:
-    code = "from llmcore.config.search_path import offered; print(offered())"
-    assert "package='llmcore_example_backend.conf'" in installed.run("-c", code).stdout
+def test_a_real_model_runs_on_its_two_kernels(installed: Environment, smollm2_path: Path) -> None:
+    asked = answer(installed, smollm2_path, "backend=example", "compute=exact")
+    assert "Paris" in asked["text"]
+    assert asked["token_ids"] == answer(installed, smollm2_path, "backend=numba", "compute=exact")["token_ids"]
+    done = installed.run(*LLMCORE, "explain", f"model={smollm2_path}", "backend=example", "--json")
+    nodes = json.loads(done.stdout)["nodes"]
+    assert {node["op"] for node in nodes if node["backend"] == "example"} == {"rms_norm", "swiglu"}
+    assert {node["backend"] for node in nodes if node["op"] in ("rms_norm", "swiglu")} == {"example"}
+
+
+@pytest.mark.slow
+def test_one_of_its_kernels_in_another_backends_model(installed: Environment, smollm2_path: Path) -> None:
+    asked = answer(installed, smollm2_path, "backend=numba", "backend.ops.rms_norm=example", "compute=exact")
+    assert "Paris" in asked["text"]
 
 
 @pytest.mark.slow
@@ -132,13 +157,14 @@ def test_broken_neighbour_costs_one_warning(installed: Environment, wheels: Path
         (tmp_path / name).write_text(text)
     environment = Environment(tmp_path / "venv")
     environment.install(next(wheels.glob("llmcore_example*.whl")), build_wheel(tmp_path, wheels))
-    code = "from llmcore.plugins import plugins; print(*plugins().backends)"
-    done = environment.run("-W", "always", "-c", code)
-    assert {"example", "numba", "torch"} <= set(done.stdout.split())
-    assert done.stderr.count("PluginWarning") == 1
-    assert "plugin 'broken' of llmcore-broken 2.1 is ignored: ModuleNotFoundError" in done.stderr
+    done = environment.run(*LLMCORE, "plugins", "--json")
+    assert done.stderr.count("plugin 'broken' of llmcore-broken 2.1 is ignored: ModuleNotFoundError") == 1
+    assert done.stderr.count("llmcore-broken") == 1
+    errors = {entry["name"]: entry["error"] for entry in json.loads(done.stdout)["plugins"]}
+    assert {name for name, error in errors.items() if error} == {"broken"}
+    assert {"example", "numba", "torch"} <= set(errors)
     kit = environment.run(*KIT, "--op", "rms_norm")
     assert kit.returncode == 0, kit.stdout + kit.stderr
-    asked = environment.run("-c", "from llmcore.plugins import plugins; plugins().backend('broken')")
+    asked = environment.run("-m", "llmcore_demos.llama_infer", "backend.ops.rms_norm=broken", "--prompt", "Hello")
     assert asked.returncode != 0
     assert "repair or uninstall llmcore-broken" in asked.stderr
