@@ -73,6 +73,11 @@ def cache_folder(module: str) -> Path | None:
     return folder
 
 
+def _folder_for(function: Function) -> Path | None:
+    """Where ``function`` is kept; None too for one typed into an interpreter: it has no source file."""
+    return cache_folder(function.__module__) if Path(function.__code__.co_filename).is_file() else None
+
+
 @contextmanager
 def _caching_in(folder: Path | None) -> Iterator[None]:
     """Numba takes the place for its files from a process-wide setting; it is ours only inside this block."""
@@ -120,7 +125,7 @@ class NativeKernel:
         return int(self._compiled.address)
 
     def _compile(self) -> Any:
-        folder = cache_folder(self.function.__module__)
+        folder = _folder_for(self.function)
         decorate = numba.cfunc(KERNEL_TYPE, cache=folder is not None, error_model="numpy")
         with _caching_in(folder):
             if self._kept(folder):
@@ -140,7 +145,7 @@ def native_kernel(function: Function) -> NativeKernel:
 
 def compiled(function: Function) -> Function:
     """An njit function that runs without the GIL and is cached like kernels are."""
-    folder = cache_folder(function.__module__)
+    folder = _folder_for(function)
     with _caching_in(folder):
         decorated: Function = numba.njit(nogil=True, cache=folder is not None, error_model="numpy")(function)
     return decorated

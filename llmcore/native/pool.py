@@ -221,9 +221,9 @@ class WorkerPool:
             bell.acquire()
             arguments = (self._block, thread, self.threads, bell)
             worker = threading.Thread(target=_work, args=arguments, name=f"llmcore-{thread}", daemon=True)
+            worker.start()
             self._bells.append(bell)
             self._workers.append(worker)
-            worker.start()
 
     def run(self, table: Table) -> None:
         """Runs every row of ``table`` (int64 [n, 2]: function address, operands address), one after the other.
