@@ -1,0 +1,1 @@
+"""The commands: ``llmcore`` and its subcommands, and what ``llama_infer`` and ``qwen_infer`` share."""

@@ -45,7 +45,7 @@ def run(job: Job, stack: ExitStack) -> int:
         forgetful_cache(stack)
     llm = load(job.config)
     try:
-        if llm.checkpoint.tokenizer.chat_template is None:
+        if not llm.checkpoint.tokenizer.chat_template:
             raise ConfigError(
                 f"{job.config.model.ref} has no chat template", remedy="llama_infer --raw completes plain text"
             )

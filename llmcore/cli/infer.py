@@ -107,7 +107,7 @@ class Infer:
 def prompt_ids(llm: LLM, prompt: str, given: Mapping[str, str]) -> list[int]:
     """Token ids of a prompt: through the chat template by default where the model has one, or as ``--raw`` text."""
     system = read_system(given)
-    has_template = llm.checkpoint.tokenizer.chat_template is not None
+    has_template = bool(llm.checkpoint.tokenizer.chat_template)
     if "--raw" in given or not (has_template or "--chat" in given or system is not None):
         return llm.encode(prompt)
     messages = [{"role": "user", "content": prompt}]

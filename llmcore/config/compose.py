@@ -9,12 +9,10 @@ installed, by name.
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +29,7 @@ from llmcore.config import complaints
 from llmcore.config.arguments import VERSION, Flag, extract, usage
 from llmcore.config.checks import check
 from llmcore.config.completion import LINE, flags_for, hide_flags
+from llmcore.config.quiet import as_command_line, register_scratch, unreported_errors
 from llmcore.config.quoting import quoted, uninterpolated
 from llmcore.config.references import References
 from llmcore.config.schema import Config, keys, make_schema, plain
@@ -38,9 +37,7 @@ from llmcore.config.search_path import OWN
 from llmcore.errors import ConfigError, LlmcoreError
 
 VERSION_BASE = "1.3"
-FULL_ERROR = "HYDRA_FULL_ERROR"
 FALLBACK = "torch"  # runs every op
-SCRATCH = "llmcore_scratch"  # the resolver that infer.yaml names
 
 
 @dataclass(frozen=True)
@@ -168,9 +165,9 @@ def run(command: Command, argv: Sequence[str], task: Task, installed: Installed,
 
     job.__module__ = command.name.replace(" ", "_")  # what Hydra names the job after
     with ExitStack() as stack:
-        _register_scratch(stack)
-        stack.enter_context(_as_command_line([command.name.partition(" ")[0], *rest]))
-        stack.enter_context(_unreported_errors())
+        register_scratch(stack)
+        stack.enter_context(as_command_line([command.name.partition(" ")[0], *rest]))
+        stack.enter_context(unreported_errors())
         try:
             hydra.main(version_base=VERSION_BASE, config_path=f"pkg://{OWN}", config_name=command.config)(job)()
         except SystemExit as end:  # --help and its like
@@ -274,39 +271,3 @@ def _help(command: Command) -> dict[str, str]:
     groups = "Groups (group=option)\n\n$APP_CONFIG_GROUPS\nSettings (key=value)\n\n$CONFIG\n"
     ours = uninterpolated((header + usage(command.flags)).replace("$", "$$"))  # for string.Template, and for OmegaConf
     return {"app_name": command.name, "header": "", "footer": "", "template": f"{ours}\n\n{groups}{footer}\n"}
-
-
-def _register_scratch(stack: ExitStack) -> None:
-    """A folder for what Hydra insists on writing during a sweep, made when first asked for and removed at the end."""
-    made: list[str] = []
-
-    def scratch() -> str:
-        if not made:
-            made.append(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcore-")))
-        return made[0]
-
-    OmegaConf.register_new_resolver(SCRATCH, scratch, replace=True)
-
-
-@contextmanager
-def _as_command_line(argv: list[str]) -> Iterator[None]:
-    """Hydra reads ``sys.argv``."""
-    before, sys.argv = sys.argv, argv
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-@contextmanager
-def _unreported_errors() -> Iterator[None]:
-    """Hydra raises its errors, in place of printing them and exiting."""
-    before = os.environ.get(FULL_ERROR)
-    os.environ[FULL_ERROR] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FULL_ERROR]
-        else:
-            os.environ[FULL_ERROR] = before

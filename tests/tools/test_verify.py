@@ -1,0 +1,68 @@
+"""``llmcore verify`` on tiny models: agreement is found, and so is the first block that differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from helpers.tiny import TinyModel
+from llmcore.cli.main import main
+from llmcore_tools import verify
+
+TEXT = ("--prompt", "The sea covers more than two thirds of the Earth.", "--tokens", "24")
+
+
+def test_backends_agree(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tiny_model("llama3").path)
+    assert main(["verify", path, "backend=numba", "--against", "torch", "--json", *TEXT]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["first_divergent"] is None
+    assert found["tokens"] == 24
+    assert found["top1_agreement"] == 1
+    assert [layer["name"] for layer in found["layers"]][-1] == "logits"
+    assert abs(found["perplexity_change"]) < 1e-4
+
+
+def test_transformers_agrees(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tiny_model("qwen3").path), *TEXT]) == 0
+    shown = capsys.readouterr().out
+    assert "top-1 agreement  100.00%" in shown
+    assert "nothing is further apart" in shown
+
+
+def test_the_first_block_that_differs_is_named(
+    tiny_model: Callable[..., TinyModel], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    genuine = verify.transformers_trace
+
+    def off(path: object, ids: object) -> object:
+        trace = genuine(path, ids)  # type: ignore[arg-type]
+        return {name: value + 0.1 * (name in ("model.layers.1", "logits")) for name, value in trace.items()}
+
+    monkeypatch.setattr(verify, "transformers_trace", off)
+    assert main(["verify", str(tiny_model("qwen3").path), *TEXT]) == verify.DIVERGED
+    marked = [line for line in capsys.readouterr().out.splitlines() if "◀" in line]
+    assert len(marked) == 1 and marked[0].startswith("model.layers.1 ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--tokens", "0"], "--tokens is '0'"),
+        (["--tokens", "1.5"], "--tokens is '1.5'"),
+        (["--tolerance", "nan"], "--tolerance is 'nan'"),
+        (["--tolerance", "x"], "--tolerance is 'x'"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["backend=nmba"], "did you mean 'numba'"),
+    ],
+)
+def test_refused(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "model=/nowhere", *argv]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_against_an_unknown_backend(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tiny_model("llama3").path), "--against", "trch", *TEXT]) == 2
+    assert "did you mean 'torch'" in capsys.readouterr().err
