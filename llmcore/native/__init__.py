@@ -9,6 +9,7 @@ of any shared library. ``operands`` is the address of an int64 table:
 ``[1]``               address of scratch memory, ``SCRATCH_BYTES`` for every thread
 then                  one address per tensor parameter, in the order of the op's signature; 0 for one that is absent
 then                  one address per dim letter (``OpSpec.dims`` order), of the int64 that holds its value in this step
+                      (0 for a dim that only absent parameters have)
 then                  the attributes in signature order: integers and booleans as they are, floats as float64 bits
 ====================  =========================================================================================
 

@@ -11,6 +11,8 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
@@ -74,10 +76,39 @@ store_f32 = _storer(types.float32, ir.FloatType())
 store_f64 = _storer(types.float64, ir.DoubleType())
 
 
+def converts_halves() -> bool:
+    """Whether the processor that is compiled for has an instruction for it; LLVM calls a missing function otherwise."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return True
+    named = numba.config.CPU_FEATURES  # as a user may set it, "+avx,+f16c"
+    host = llvmlite.binding.get_host_cpu_features()
+    return host.get("f16c", False) if named is None else "+f16c" in named.split(",")
+
+
+def emit_half(builder: Any, bits: Any, like: Callable[[Any], Any]) -> Any:
+    """float32 of the IEEE halves in the int16 ``bits``; ``like`` makes a vector type of an element's, or leaves it."""
+    word, single = like(ir.IntType(32)), like(ir.FloatType())
+    if converts_halves():
+        return builder.fpext(builder.bitcast(bits, like(ir.HalfType())), single)
+
+    def number(value: float, kind: Any) -> Any:
+        return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+    wide = builder.zext(bits, word)
+    sign = builder.shl(builder.and_(wide, number(0x8000, word)), number(16, word))
+    size = builder.shl(builder.and_(wide, number(0x7FFF, word)), number(13, word))
+    finite = builder.fmul(builder.bitcast(size, single), number(2.0**112, single))  # the exponents' difference
+    special = builder.or_(size, number(0x7F800000, word))  # infinity, NaN
+    is_special = builder.icmp_unsigned(">=", size, number(0x7C00 << 13, word))
+    value = builder.select(is_special, special, builder.bitcast(finite, word))
+    return builder.bitcast(builder.or_(value, sign), single)
+
+
 @emits(types.float32, types.int64)
 def load_f16(builder: Any, address: Any) -> Any:
     """The IEEE half at an address, as float32."""
-    return builder.fpext(builder.load(pointer(builder, address, ir.HalfType()), align=1), ir.FloatType())
+    bits = builder.load(pointer(builder, address, ir.IntType(16)), align=1)
+    return emit_half(builder, bits, lambda element: element)
 
 
 @emits(types.float64, types.int64)

@@ -20,10 +20,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import lower_builtin, models, register_model, type_callable
 
-from llmcore.native.memory import WORD, emits, pointer
+from llmcore.native.memory import WORD, emit_half, emits, pointer
 
 LANES = 16
-FLOAT, INT, SHORT, BYTE, BIT = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8), ir.IntType(1)
+FLOAT, INT, SHORT, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 
 
 class VectorType(types.Type):  # type: ignore[misc]
@@ -42,7 +42,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 F32, I32, U8 = VectorType("f32", FLOAT), VectorType("i32", INT), VectorType("u8", BYTE)
-MASK = ir.VectorType(BIT, LANES)
+MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
 def _define(operation: Callable[..., Any], kind: VectorType, instruction: str) -> None:
@@ -125,7 +125,7 @@ def _from_bf16(builder: Any, shorts: Any) -> Any:
 
 
 def _from_half(builder: Any, shorts: Any) -> Any:
-    return builder.fpext(builder.bitcast(shorts, ir.VectorType(ir.HalfType(), LANES)), F32.ir)
+    return emit_half(builder, shorts, lambda element: ir.VectorType(element, LANES))
 
 
 # --- loads and stores ---
@@ -247,8 +247,8 @@ def largest(builder: Any, vector: Any) -> Any:
 @emits(F32, F32, types.int64, F32)
 def first_or(builder: Any, vector: Any, count: Any, other: Any) -> Any:
     """The first ``count`` lanes of ``vector`` (all of them where it is 16 or more), ``other`` in the rest."""
-    lanes = ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES)))
-    return builder.select(builder.icmp_signed("<", lanes, emit_repeat(builder, count)), vector, other)
+    lane = ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES)))
+    return builder.select(builder.icmp_signed("<", lane, emit_repeat(builder, count)), vector, other)
 
 
 @emits(F32, U8)
@@ -282,8 +282,8 @@ def emit_exp(builder: Any, x: Any) -> Any:
     value = emit_constant(F32, 1 / math.factorial(7))
     for degree in range(6, -1, -1):
         value = emit_fma(builder, value, r, emit_constant(F32, 1 / math.factorial(degree)))
-    exponent = builder.shl(builder.add(n, emit_constant(I32, 127)), emit_constant(I32, 23))
-    value = builder.fmul(value, builder.bitcast(exponent, F32.ir))
+    scale = builder.shl(builder.add(n, emit_constant(I32, 127)), emit_constant(I32, 23))  # the bits of 2**n
+    value = builder.fmul(value, builder.bitcast(scale, F32.ir))
     value = builder.select(builder.fcmp_ordered("<", x, lowest), emit_constant(F32, 0.0), value)
     return builder.select(builder.fcmp_unordered("uno", x, x), x, value)
 

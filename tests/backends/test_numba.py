@@ -24,7 +24,7 @@ def _parameter(kernel: KernelInfo):
     return pytest.param(kernel, marks=marks, id=kernel.target.split(":")[1])
 
 
-@pytest.mark.parametrize("kernel", map(_parameter, BACKEND.kernels))
+@pytest.mark.parametrize("kernel", [_parameter(kernel) for kernel in BACKEND.kernels])
 def test_kernel(kernel: KernelInfo, machine: Machine) -> None:
     assert not declaration_errors(kernel, BACKEND)
     for check in checks(BACKEND, kernel):
