@@ -18,40 +18,52 @@ def fuse(graph: Graph, accept: Accept) -> None:
     nothing between its nodes would see the change of order, and ``accept(fused node, its parts)`` says so: that is
     where backends are asked.
     """
-    for spec in ops.OPS.values():
-        if not spec.fused:
-            continue
-        for pattern in patterns(spec):
-            taken: set[int] = set()
-            replaced: dict[int, Node] = {}  # id of the last part → the fused node
-            for match in Matcher(graph).find(pattern, taken):
-                parts = [node for node in graph.nodes if any(node is part for part in match.nodes.values())]
-                if _closed(graph, match, parts):
-                    node = _fused(match, parts)
-                    if accept(node, parts):
-                        taken.update(map(id, parts))
-                        replaced[id(parts[-1])] = node
+    matcher, surroundings = Matcher(graph), _Surroundings(graph)
+    for pattern in (each for spec in ops.OPS.values() if spec.fused for each in patterns(spec)):
+        taken: set[int] = set()
+        replaced: dict[int, Node] = {}  # id of the last part → the fused node
+        for match in matcher.find(pattern, taken):
+            parts = surroundings.in_order(match)
+            if surroundings.allow(match, parts):
+                node = _fused(match, parts)
+                if accept(node, parts):
+                    taken.update(map(id, parts))
+                    replaced[id(parts[-1])] = node
+        if replaced:
             _rewrite(graph, taken, replaced)
+            matcher, surroundings = Matcher(graph), _Surroundings(graph)
 
 
-def _closed(graph: Graph, match: Match, parts: list[Node]) -> bool:
-    """Whether nothing outside of the match depends on what happens inside of it."""
-    inside = set(map(id, parts))
-    results = {id(match.value(hole)) for hole in match.pattern.results.values()}
-    used_by = consumers(graph.nodes)
-    final = {id(value) for value in graph.outputs.values()}
-    for part in parts:
-        for value in part.outputs.values():
-            escapes = id(value) in final or any(id(user) not in inside for user in used_by.get(value, ()))
-            if escapes and id(value) not in results:
-                return False
-    order = {id(node): i for i, node in enumerate(graph.nodes)}
-    first, last = order[id(parts[0])], order[id(parts[-1])]
-    states = {id(value) for part in parts for value in part.args.values() if value.kind == "state"}
-    for node in graph.nodes[first:last]:
-        if id(node) not in inside and any(id(value) in states or id(value) in results for value in node.args.values()):
-            return False  # it reads a result, or the same state, before the fused node would have run
-    return True
+class _Surroundings:
+    """What a match must leave as it is: the nodes around it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = graph.nodes
+        self.place = {id(node): i for i, node in enumerate(graph.nodes)}
+        self.users = consumers(graph.nodes)
+        self.final = set(graph.outputs.values())
+
+    def in_order(self, match: Match) -> list[Node]:
+        """The nodes of ``match`` as they run; one may stand for two equal parts."""
+        found = {id(node): node for node in match.nodes.values()}
+        return sorted(found.values(), key=lambda node: self.place[id(node)])
+
+    def allow(self, match: Match, parts: list[Node]) -> bool:
+        """Whether nothing outside of the match depends on what happens inside of it."""
+        inside = set(map(id, parts))
+        results = {match.value(hole) for hole in match.pattern.results.values()}
+        made = {value for part in parts for value in part.outputs.values()}
+        if any(match.value(hole) in made for hole in match.pattern.holes.values()):
+            return False  # an argument (x, in x + x) that nobody would make any more
+        for part in parts:
+            for value in part.outputs.values():
+                escapes = value in self.final or any(id(user) not in inside for user in self.users.get(value, ()))
+                if escapes and value not in results:
+                    return False
+        early = results | {value for part in parts for value in part.args.values() if value.kind == "state"}
+        between = self.nodes[self.place[id(parts[0])] : self.place[id(parts[-1])]]
+        # The fused node runs where its last part did: too late for one that needs a result, or the state, before.
+        return not any(id(node) not in inside and early & set(node.args.values()) for node in between)
 
 
 def _fused(match: Match, parts: list[Node]) -> Node:
@@ -82,6 +94,3 @@ def _rewrite(graph: Graph, taken: set[int], replaced: dict[int, Node]) -> None:
         elif id(node) not in taken:
             nodes.append(node)
     graph.nodes = nodes
-    for node in replaced.values():
-        for value in node.outputs.values():
-            value.producer = node

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llmcore import ops
 from llmcore.dims import Dim, Shape
-from llmcore.errors import RegistryError
+from llmcore.errors import RegistryError, near
 from llmcore.layers.base import Const, State, Weight
-from llmcore.ops import OpSpec
+from llmcore.ops import OpSpec, Param
 
 Kind = Literal["input", "weight", "const", "state", "temp"]
+ACCEPTS: Mapping[
+    str, tuple[str, ...]
+] = {  # parameter type → the types of values that it takes; activations are float32
+    "act": ("act", "f32"),
+    "f32": ("f32", "act"),
+    "i32": ("i32",),
+    "any": ("any",),
+    "state": ("state",),
+}
 
 
 @dataclass(eq=False)
@@ -23,7 +32,6 @@ class Value:
     Attributes:
         dtype: ``act``, ``f32``, ``i32``, ``any`` (a weight in its own format) or ``state``.
         source: the layer's Weight, Const or State, where it is one.
-        producer: the node that makes it, for a ``temp``.
     """
 
     name: str
@@ -31,7 +39,6 @@ class Value:
     dtype: str
     kind: Kind
     source: Weight | Const | State | None = None
-    producer: Node | None = None
 
 
 @dataclass(eq=False)
@@ -77,7 +84,9 @@ class Graph:
         return other
 
     def input(self, name: str) -> Value:
-        """The step input ``name``."""
+        """The step input ``name``; raises :class:`RegistryError` with near names."""
+        if name not in self.inputs:
+            raise RegistryError(f"there is no step input {name!r}", remedy=near(name, self.inputs))
         return self.inputs[name]
 
     @contextmanager
@@ -101,40 +110,53 @@ class Graph:
             RegistryError: an unknown op or argument, or shapes that do not fit together.
         """
         spec = ops.get(name)
-        attrs = {key: arguments.pop(key) for key in spec.attrs if key in arguments}
-        args = {key: self._value(value, spec, key) for key, value in arguments.items() if value is not None}
-        self._check(spec, args, attrs)
+        given = {key: value for key, value in arguments.items() if value is not None}
+        _check_names(spec, given)
+        attrs = {key: given[key] for key in spec.attrs}
+        args = {param.name: self._value(given[param.name], spec, param) for param in _tensors(spec, given)}
         dims = spec.unify({key: value.shape for key, value in args.items()})
         node = Node(spec, self._path[-1] if self._path else "", args, attrs, dims)
         for param in spec.outputs:
             shape = tuple(dims[letter] for letter in param.dims)
-            node.outputs[param.name] = Value(f"{node.path}:{param.name}", shape, param.type, "temp", producer=node)
+            node.outputs[param.name] = Value(f"{node.path}:{param.name}", shape, param.type, "temp")
         self.nodes.append(node)
         made = tuple(node.outputs.values())
         return made[0] if len(made) == 1 else made or None
 
-    def _check(self, spec: OpSpec, args: Mapping[str, Value], attrs: Mapping[str, Any]) -> None:
-        wanted = {param.name for param in spec.of("input", "weight", "state")}
-        needed = {param.name for param in spec.of("input", "weight", "state") if not param.optional}
-        if needed - set(args) or set(args) - wanted or set(spec.attrs) - set(attrs):
-            raise RegistryError(f"op {spec.name} got {sorted(args)} and {sorted(attrs)}", remedy=spec.signature())
-
-    def _value(self, given: Any, spec: OpSpec, name: str) -> Value:
+    def _value(self, given: Any, spec: OpSpec, param: Param) -> Value:
+        """The value that argument ``given`` stands for, after checking that ``param`` can be one of its kind."""
         if isinstance(given, Value):
-            return given
-        if isinstance(given, Weight):
-            kind = next(param.type for param in spec.params if param.name == name)
-            found = self._weights.setdefault(given.key, Value(given.key, given.shape, kind, "weight", given))
-            if found.shape != given.shape or found.dtype != kind:
+            value = given
+        elif isinstance(given, Weight):
+            value = self._weights.setdefault(given.key, Value(given.key, given.shape, param.type, "weight", given))
+            if value.shape != given.shape or value.dtype != param.type:
+                wanted, first = f"{given.shape} {param.type}", f"{value.shape} {value.dtype}"
                 raise RegistryError(
-                    f"weight {given.key} is used as {found.shape} {found.dtype} and {given.shape} {kind}"
+                    f"op {spec.name}: weight {given.key} is used as {wanted} here, elsewhere as {first}"
                 )
-            return found
-        if isinstance(given, Const):
-            return self._others.setdefault(given, Value(given.name, given.array.shape, "f32", "const", given))
-        if isinstance(given, State):
-            return self._others.setdefault(given, Value(f"kv.{given.layer}", (), "state", "state", given))
-        raise RegistryError(f"op {spec.name}: argument {name} is a {type(given).__name__}, not a value of the graph")
+        elif isinstance(given, Const):
+            value = self._others.setdefault(given, Value(given.name, given.array.shape, "f32", "const", given))
+        elif isinstance(given, State):
+            value = self._others.setdefault(given, Value(f"kv.{given.layer}", (), "state", "state", given))
+        else:
+            kind = type(given).__name__
+            raise RegistryError(f"op {spec.name}: argument {param.name} is a {kind}, not a value of the graph")
+        if value.dtype not in ACCEPTS[param.type]:
+            raise RegistryError(f"op {spec.name}: {param} got {value.name}, which is {value.dtype}")
+        return value
+
+
+def _tensors(spec: OpSpec, given: Collection[str]) -> list[Param]:
+    """The tensor parameters of ``spec`` that a call gives."""
+    return [param for param in spec.of("input", "weight", "state") if param.name in given]
+
+
+def _check_names(spec: OpSpec, given: Collection[str]) -> None:
+    tensors = spec.of("input", "weight", "state")
+    needed = {*(param.name for param in tensors if not param.optional), *spec.attrs}
+    unknown = set(given) - {*(param.name for param in tensors), *spec.attrs}
+    if needed - set(given) or unknown:
+        raise RegistryError(f"op {spec.name} got {', '.join(sorted(given))}", remedy=spec.signature())
 
 
 def consumers(nodes: list[Node]) -> dict[Value, list[Node]]:

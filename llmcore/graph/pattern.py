@@ -101,11 +101,12 @@ class Matcher:
     """Looks for patterns in one graph."""
 
     def __init__(self, graph: Graph) -> None:
-        """Indexes the graph's nodes by op."""
-        self.graph = graph
+        """Indexes the graph's nodes by op, place and what they make."""
         self.by_op: dict[str, list[Node]] = {}
         for node in graph.nodes:
             self.by_op.setdefault(node.op.name, []).append(node)
+        self.place = {id(node): i for i, node in enumerate(graph.nodes)}
+        self.producer = {value: node for node in graph.nodes for value in node.outputs.values()}
 
     def find(self, pattern: Pattern, taken: set[int]) -> Iterator[Match]:
         """Every match, in graph order; nodes with ids in ``taken`` are left alone."""
@@ -117,7 +118,7 @@ class Matcher:
                     yield match
 
     def _others(self, match: Match, taken: set[int]) -> bool:
-        """Finds the parts that the anchor does not depend on (a store into the cache), latest first."""
+        """Finds the parts that the anchor, a store into the cache, does not depend on: the last part first."""
         for part in reversed(match.pattern.parts):
             if id(part) in match.nodes:
                 continue
@@ -131,8 +132,11 @@ class Matcher:
         return True
 
     def _candidates(self, match: Match, part: Part) -> Sequence[Node]:
+        """Nodes that ``part`` may be; those near to the anchor first, for they are of the same layer."""
         used = {id(node) for node in match.nodes.values()}
-        return [node for node in self.by_op.get(part.op, ()) if id(node) not in used]
+        anchor = self.place[id(match.nodes[id(match.pattern.parts[-1])])]
+        free = [node for node in self.by_op.get(part.op, ()) if id(node) not in used]
+        return sorted(free, key=lambda node: abs(self.place[id(node)] - anchor))
 
     def _part(self, match: Match, part: Part, node: Node, taken: set[int]) -> bool:
         if id(part) in match.nodes:
@@ -153,7 +157,8 @@ class Matcher:
             return False
         if hole.part is None:
             return True
-        return value.producer is not None and self._part(match, hole.part, value.producer, taken)
+        producer = self.producer.get(value)
+        return producer is not None and self._part(match, hole.part, producer, taken)
 
     def _bind(self, match: Match, hole: Hole, value: Value) -> bool:
         return match.values.setdefault(id(hole), value) is value
