@@ -143,7 +143,7 @@ class Binder:
         self.layout = layout
         self.sizes = sizes
         self.names = {value: name for name, value in graph.outputs.items()}
-        fixed = sorted({dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
+        fixed = sorted({0} | {dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
         self.constants = np.array(fixed, np.int64)  # fixed dims: kernels read every dim from an address
         self.constant_at = {dim: int(self.constants.ctypes.data) + 8 * i for i, dim in enumerate(fixed)}
 
@@ -189,11 +189,9 @@ class Binder:
         return NativeRow(function, [*tensors, *dims, *attrs])
 
     def address_of(self, node: Node, letter: str) -> int:
-        """Where the current size of a dim lies; a dim of an absent parameter is 0."""
-        dim = node.dims.get(letter)
-        if isinstance(dim, Sym):
-            return self.inputs.address_of(dim.name)
-        return 0 if dim is None else self.constant_at[dim]
+        """Where the current size of a dim lies; that of an absent parameter is 0."""
+        dim = node.dims.get(letter, 0)
+        return self.inputs.address_of(dim.name) if isinstance(dim, Sym) else self.constant_at[dim]
 
     def call(self, node: Node, choice: Choice) -> BoundCall:
         """A Python call with its views."""
