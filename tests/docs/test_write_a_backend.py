@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.environments import Environment, build_llmcore, run
 from llmcore import ops
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.native import SCRATCH_BYTES
@@ -20,6 +21,8 @@ PROJECT = REPOSITORY / "demos" / "third_party_backend"
 PAGE = (REPOSITORY / "docs" / "write-a-backend.md").read_text()
 FILE = re.compile(r"^`(?P<name>[\w./-]+)`:\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = {match["name"]: match["text"] for match in FILE.finditer(PAGE)}
+COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SET_UP = ("python3 -m venv", ". .venv/bin", 'pip install "$LLMCORE')  # needs downloads: done below in another way
 BEYOND = {f"llmcore_example_backend/{name}" for name in ("linear.py", "library.py", "kernels.c")}  # only on the page
 
 
@@ -87,3 +90,30 @@ def test_kernel_from_a_c_library(package: Path) -> None:
     (command,) = re.findall(r"`(cc [^`]+)`", PAGE)
     subprocess.run(command.split(), cwd=package, check=True)
     conform(KernelInfo("add", "llmcore_example_backend.library:add", abi="native"))
+
+
+@pytest.mark.slow
+def test_commands_lead_from_an_empty_folder_to_an_answer(tmp_path: Path, smollm2_path: Path) -> None:
+    """All of the page's commands, in order, with its files written between them."""
+    environment = Environment(tmp_path / "venv")
+    environment.install(build_llmcore(REPOSITORY, tmp_path))
+    make, *rest = (
+        line for block in COMMANDS.findall(PAGE) for line in block.splitlines() if not line.startswith(SET_UP)
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    subprocess.run(["bash", "-c", make], cwd=work, check=True)
+    for name in SHOWN.keys() - BEYOND:
+        (work / "llmcore-example-backend" / name).write_text(SHOWN[name])
+    lines = [
+        "set -eu",
+        f'pip() {{ "{sys.executable}" -m pip --python "{environment.python}" "$@"; }}',
+        f'pytest() {{ "{environment.python}" -m pytest "$@"; }}',
+        f'export PATH="{environment.python.parent}:$PATH"',
+        *rest,
+    ]
+    done = run("bash", "-c", "\n".join(lines), cwd=work)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend example" in done.stdout  # llmcore plugins
+    assert "Paris" in done.stdout  # llama_infer
+    assert "llmcore_example_backend.swiglu:swiglu" in done.stdout  # llmcore explain

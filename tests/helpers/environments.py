@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+
+ROOTS = ("llmcore", "backends", "plugins", "conf", "tools", "demos")  # what the distribution is made of
 
 
 def run(*command: str | Path, cwd: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -30,6 +33,17 @@ def build_wheel(project: Path, folder: Path) -> Path:
     checked(*pip, project.resolve(), cwd=folder)
     (wheel,) = set(folder.glob("*.whl")) - before
     return wheel
+
+
+def build_llmcore(repository: Path, folder: Path) -> Path:
+    """Builds llmcore's own wheel, from a copy in ``folder``."""
+    copy = folder / "llmcore"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, copy)
+    for name in ROOTS:
+        shutil.copytree(repository / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return build_wheel(copy, folder)
 
 
 class Environment:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.environments import Environment, build_wheel
+from helpers.environments import Environment, build_llmcore
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,15 +52,8 @@ def test_other_sessions_do_not_get_the_options(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_kit_comes_with_the_wheel(tmp_path: Path) -> None:
     """Installed, not from the checkout: its test file, its options, and kernels of either ABI."""
-    repository = Path(__file__).parents[2]
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repository / name, copy)
-    for name in ("llmcore", "backends", "plugins", "conf", "tools", "demos"):
-        shutil.copytree(repository / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     environment = Environment(tmp_path / "venv")
-    environment.install(build_wheel(copy, tmp_path))
+    environment.install(build_llmcore(Path(__file__).parents[2], tmp_path))
     where = environment.run("-c", "import llmcore.testing; print(llmcore.testing.__file__)")
     assert Path(where.stdout.strip()).is_relative_to(tmp_path)
     names = ("--backend", "torch", "--backend", "numba", "--op", "add")
