@@ -116,7 +116,6 @@ class _Runner:
 
 def settings(composed: DictConfig, known: Sequence[str]) -> Config:
     """A composed config as checked :class:`Config`; raises :class:`ConfigError`."""
-    complaints.refuse_targets(composed)
     for key in _dotted(OmegaConf.to_container(composed, resolve=False)):
         if key not in known:
             raise complaints.unknown_key(key, known)
@@ -203,7 +202,7 @@ def _prepared(command: Command, rest: Sequence[str], known: Sequence[str], insta
     if parsed.config_dir or parsed.config_path or any(change.key_or_group == "hydra.searchpath" for change in changes):
         fixed = [text for text, change in zip(overrides, changes, strict=True) if not change.is_sweep_override()]
         _refuse_foreign_targets(parsed.config_name or command.config, fixed, parsed)
-    return [*flags, *overrides]  # Hydra's parser takes no flag between two overrides
+    return [*overrides, *flags]  # Hydra's parser takes no flag between two overrides, and --info takes what follows it
 
 
 def _without(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -87,6 +87,7 @@ def test_nothing_is_left_behind(argv: list[str], workplace: Path, monkeypatch: p
     scratch = workplace / "tmp"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     before = sorted(workplace.rglob("*"))
     arguments, variables, root = sys.argv, dict(os.environ), (logging.root.level, list(logging.root.handlers))
     Jobs().run(argv)

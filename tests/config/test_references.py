@@ -47,6 +47,7 @@ def test_left_to_hydra(argument: str) -> None:
         ("org/name:Q4_K_M", "org/name:Q4_K_M"),
         ("pypi:a==1#b/c.gguf", "pypi:a==1#b/c.gguf"),
         ("/a,b/it's.gguf", "/a,b/it's.gguf"),
+        ("/a,/b.gguf", "/a,/b.gguf"),
         ("'/a b'", "/a b"),
         ("/${x}", "/${x}"),
     ],

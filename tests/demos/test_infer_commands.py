@@ -81,6 +81,8 @@ def test_a_model_of_another_family(workplace: Path, tiny_model: Callable[..., Ti
 def test_hydras_own_flags(workplace: Path) -> None:
     out, _ = run(workplace, "qwen_infer", "--info", "searchpath")
     assert "pkg://llmcore_conf" in out and "Provider" in out
+    assert "seed: 7\n" in run(workplace, "qwen_infer", "seed=7", "--info", "config")[0]
+    assert "Installed Hydra Plugins" in run(workplace, "qwen_infer", "seed=7", "--info")[0]
     out, _ = run(workplace, "qwen_infer", "--cfg", "job", "sampling=min_p", "model=qwen3_0_6b")
     assert "threads: 0\n" in out and "min_p: 0.1\n" in out and "ref: Qwen/Qwen3-0.6B\n" in out
 
