@@ -21,7 +21,7 @@ from llmcore.weights.checkpoint import TokenizerSource
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "…"}``, and whatever else the template reads (``tool_calls``, ``name`` …)."""
 
-MAX_SOURCE = 1 << 17  # characters; the longest in use have 17,000
+MAX_SOURCE = 1 << 16  # characters; the longest in use have 17,000
 MAX_COMPILED = 8
 MAX_DEPTH = 50
 LAST_PRIVATE = 0x10FFFD  # the end of Unicode's private use planes: marks are taken from here down

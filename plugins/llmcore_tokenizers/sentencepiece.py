@@ -51,7 +51,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = _processor(model + NO_DUMMY_PREFIX)
         self._spaces = _processor(model).normalize("a") != "a" if space_first is None else space_first
         self._space_each = space_each
-        size: int = self._processor.get_piece_size()
+        self._pieces = _pieces(self._processor)
+        size = len(self._pieces)
         control = [token for token in range(size) if self._processor.is_control(token)]
         control += [token for token in range(size) if self._processor.is_unknown(token)]
         self._added = {token: text for token, (text, _) in (added or {}).items() if token >= size}
@@ -65,9 +66,7 @@ class SentencePieceTokenizer(Tokenizer):
             prefix=tuple(prefix),
             suffix=tuple(suffix),
         )
-        names = {self._processor.id_to_piece(token): token for token in control} | {
-            text: token for token, text in self._added.items()
-        }
+        names = {self._pieces[token]: token for token in control} | {text: token for token, text in self._added.items()}
         self._ids = names
         self._all = _any_of(names)
         self._plain = _any_of(text for text, token in names.items() if token not in self.special_ids)
@@ -76,12 +75,12 @@ class SentencePieceTokenizer(Tokenizer):
         if token in self._ids:
             return self._ids[token]
         found: int = self._processor.piece_to_id(token)
-        return found if self._processor.id_to_piece(found) == token else None
+        return found if self._pieces[found] == token else None
 
     def _split(self, text: str, at: re.Pattern[str] | None) -> list[Part]:
         """``text`` with the tokens that ``at`` finds in it taken out."""
-        found = [text] if at is None else at.split(text)
-        return [self._ids.get(part, part) for part in found if part]
+        found = [text] if at is None else at.split(text)  # every second one is a match; the others may look like one
+        return [self._ids[part] if index % 2 else part for index, part in enumerate(found) if part]
 
     def _parse(self, text: str) -> list[int]:
         return self.encode_parts(self._split(text, self._all))
@@ -99,9 +98,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _token_bytes(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token].encode()
-        if token >= self._processor.get_piece_size():
+        if token >= len(self._pieces):
             return b""
-        piece: str = self._processor.id_to_piece(token)
+        piece = self._pieces[token]
         return pieces.sentencepiece(piece) if token not in self.special_ids else piece.encode("utf-8", "replace")
 
 
@@ -116,6 +115,7 @@ def load(source: TokenizerSource) -> Tokenizer:
     try:
         model = _read(source.path)
         processor = _processor(model)
+        _pieces(processor)
         bos, eos = (_named(processor, source, role) for role in ("bos", "eos"))
         return SentencePieceTokenizer(
             model,
@@ -150,6 +150,14 @@ def _processor(model: bytes) -> SentencePieceProcessor:
             f"is not a SentencePiece model that the library reads: {str(error)[:200]}", remedy=REMEDY
         ) from error
     return processor
+
+
+def _pieces(processor: SentencePieceProcessor) -> list[str]:
+    """The text of every token; raises :class:`TokenizerError` where one is not UTF-8."""
+    try:
+        return list(processor.id_to_piece(list(range(processor.get_piece_size()))))
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"holds a piece that is not UTF-8: {error.object!r:.80}", remedy=REMEDY) from error
 
 
 def _named(processor: SentencePieceProcessor, source: TokenizerSource, role: str) -> int | None:
