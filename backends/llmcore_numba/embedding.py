@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmcore.native.abi import claim, dim, load_i32, scratch, tensor
-from llmcore_numba.elementwise import copy
+from llmcore.native.abi import claim, dim, load_i32, tensor
+from llmcore.native.vector import store_first
 from llmcore_numba.operands import operands_of
 from llmcore_numba.unpack import FORMATS
 from llmcore_numba.weights import PerFormat, row_bytes, unpack_row
@@ -14,16 +14,15 @@ IDS, WEIGHT, Y, T, _V, D = operands_of("embedding")
 
 
 @PerFormat
-def embedding(operands, thread, _threads):
+def embedding(operands, _thread, _threads):
     tokens, width = dim(operands, T), dim(operands, D)
     ids, weight, y = tensor(operands, IDS), tensor(operands, WEIGHT), tensor(operands, Y)
-    work = scratch(operands, thread)
+    whole = width & ~15
     token = claim(operands)
     while token < tokens:
         row, out = weight + load_i32(ids + token * 4) * row_bytes(FORMAT, width), y + token * width * 4
-        if width % 16:  # a row's last vector is written whole, which may not touch the next token
-            unpack_row(FORMAT, row, width, work)
-            copy(work, out, width)
-        else:
-            unpack_row(FORMAT, row, width, out)
+        unpack_row(FORMAT, row, whole, out)
+        if whole < width:  # the end of a row may not touch the next token
+            last = FORMAT.unpack_first(row + row_bytes(FORMAT, whole), width - whole)
+            store_first(out + whole * 4, last, width - whole)
         token = claim(operands)

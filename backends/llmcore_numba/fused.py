@@ -26,11 +26,10 @@ from llmcore.native.vector import load, load_first, store, store_first
 from llmcore_numba.elementwise import gated
 from llmcore_numba.operands import operands_of
 from llmcore_numba.rms_norm import CHUNK, normalise
+from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.unpack import FORMATS
 from llmcore_numba.weights import (
     ROWS,
-    SHARED,
-    SHARED_BYTES,
     TOKEN_CHUNK,
     PerFormat,
     few_tokens,
@@ -167,9 +166,3 @@ def classifier_argmax(operands, thread, _threads):
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, tokens, tensor(operands, IDS))
         chunk = claim(operands)
-
-
-def fits_slots(node):
-    """Why ``classifier_argmax`` cannot run ``node``: every token needs room for the results of at least one chunk."""
-    most = SHARED_BYTES // 8
-    return f"more than {most} tokens" if node.dims["M"] > most else None

@@ -32,11 +32,21 @@ PER_FORMAT = {
 CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache."""
 
+LIMITS = {
+    "linear": "row_fits",
+    "linear_add": "row_fits",
+    "gate_up_swiglu": "row_fits",
+    "classifier_argmax": "classifier_fits",
+    "attention": "head_fits",
+}
+"""What each op's node must fit, in scratch.py."""
+
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
 def _native(op: str, target: str, formats: tuple[str, ...] = (), group: str = "") -> KernelInfo:
-    return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, group=group)
+    supported = f"llmcore_numba.scratch:{LIMITS[op]}" if op in LIMITS else ""
+    return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, supported=supported, group=group)
 
 
 def _kernels() -> tuple[KernelInfo, ...]:

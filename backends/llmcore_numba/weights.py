@@ -9,18 +9,14 @@ a row.
 
 from __future__ import annotations
 
-from llmcore.native.abi import SCRATCH_BYTES, NativeKernel, inlined, native_kernel, scratch, specialised, store_f32
+from llmcore.native.abi import NativeKernel, inlined, native_kernel, scratch, specialised, store_f32
 from llmcore.native.vector import fma, load, load_first, store, store_first, total, zeros
+from llmcore_numba.scratch import FOR_ROWS
 from llmcore_numba.tile import TOKENS, tile_3x2
 from llmcore_numba.unpack import FORMATS
 
 ROWS = 16  # weight rows of a chunk at most: one vector of results for each token
 TOKEN_CHUNK = 192  # tokens of a chunk: unpacking the rows again for the next ones costs little by then
-# A thread's scratch memory: unpacked rows, then the results of a few tokens, then what thread 0's shares with all
-# threads.
-SHARED_BYTES = 256 << 10
-SHARED = SCRATCH_BYTES - SHARED_BYTES
-FOR_ROWS = SHARED - (64 << 10)
 
 F32 = FORMATS["F32"]
 

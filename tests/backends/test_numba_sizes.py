@@ -1,4 +1,4 @@
-"""The same bits whatever the tile, the chunking, the batch and the number of threads: sizes beyond the kit's."""
+"""Sizes beyond the kit's: the same bits whatever the tile, the chunking, the batch and the number of threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from llmcore import ops
 from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
-from llmcore.testing.invoke import Machine, Setting, execute
+from llmcore.registry.node import NodeView
+from llmcore.testing.invoke import Machine, Setting, execute, why_not
 from llmcore.testing.operands import Values, make_values
 from llmcore.testing.state import Cache, Heads
 from llmcore_numba.plugin import llmcore_backends
@@ -91,3 +92,17 @@ def test_filters_agree_with_a_sort(vocab: int, machine: Machine) -> None:
             bound = levels[(above < max(limit, 1e-9)) | (levels == levels[-1])].min()
             np.testing.assert_array_equal(y[row] > 0, probs[row] >= bound)
             np.testing.assert_allclose(y[row].sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (NodeView("linear", "", dims={"M": 1, "K": 1 << 20, "N": 8}, formats={"weight": "Q4_0"}), "rows of 1048576"),
+        (NodeView("classifier_argmax", "", dims={"M": 1 << 16, "K": 64, "N": 8}, formats={"weight": "F32"}), "tokens"),
+        (NodeView("attention", "", attrs={"head_dim": 4096}), "heads of 4096"),
+    ],
+)
+def test_what_would_not_fit_the_scratch_memory_is_refused(node: NodeView, said: str) -> None:
+    kernel, why = why_not(BACKEND, BACKEND.kernels, node)
+    assert kernel is None
+    assert said in why

@@ -1,0 +1,35 @@
+"""How kernels divide a thread's scratch memory, and which nodes would not fit into it.
+
+Unpacked weight rows come first, then the results of a few tokens; the end of thread 0's is shared by all threads.
+"""
+
+from __future__ import annotations
+
+from llmcore.native import SCRATCH_BYTES
+from llmcore.registry.node import NodeView
+
+SHARED_BYTES = 256 << 10
+SHARED = SCRATCH_BYTES - SHARED_BYTES
+FOR_ROWS = SHARED - (64 << 10)
+
+LONGEST_ROW = FOR_ROWS // 8 & ~15  # in float32; gate_up_swiglu unpacks two at a time
+MOST_TOKENS = SHARED_BYTES // 8  # of classifier_argmax: a value and an index for each, at least
+WIDEST_HEAD = 2048  # attention keeps 48 queries and as many results
+
+
+def row_fits(node: NodeView) -> str | None:
+    """Why a row of the weight cannot be unpacked, or None."""
+    length = node.dims["K"]
+    return f"rows of {length} weights, at most {LONGEST_ROW}" if length > LONGEST_ROW else None
+
+
+def classifier_fits(node: NodeView) -> str | None:
+    """Why ``classifier_argmax`` cannot run ``node``, or None."""
+    tokens = node.dims["M"]
+    return f"{tokens} tokens, at most {MOST_TOKENS}" if tokens > MOST_TOKENS else row_fits(node)
+
+
+def head_fits(node: NodeView) -> str | None:
+    """Why ``attention`` cannot run ``node``, or None."""
+    size = node.attrs["head_dim"]
+    return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
