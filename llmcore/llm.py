@@ -25,7 +25,8 @@ from llmcore.engine.request import Delta, Request
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.runner import Work
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import ConfigError, RequestError
+from llmcore.errors import ConfigError, RequestError, UnsupportedModelError
+from llmcore.hookspecs import FamilyInfo
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.text.tokenizer import load_tokenizer
@@ -61,6 +62,7 @@ class LLM:
         cache_dir: Path | None = None,
         progress: Progress | None = None,
         finite: bool = True,
+        family: str = "",
         taps: bool = False,
     ) -> None:
         """Loads a model.
@@ -74,6 +76,7 @@ class LLM:
             cache_dir: where downloads are kept; None is the default place.
             progress: told of every piece of a download.
             finite: refuse weights that hold NaN or infinity.
+            family: the only model family to take; empty for any.
             taps: keep each block's result, so that :meth:`trace` can be called.
 
         Raises:
@@ -92,6 +95,9 @@ class LLM:
         self.path = fetch(chosen.ref, FetchOptions(cache_dir, chosen.sha256 or "", progress=progress))
         self.checkpoint = open_checkpoint(self.path)
         self.family = family_of(self.checkpoint.config, plugins())
+        if family and self.family.name != family:
+            self.checkpoint.close()
+            raise _other_family(self.model, self.family, family)
         self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(chosen.ignore_config_keys))
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         self.checkpoint.forget_vocabulary()
@@ -104,7 +110,9 @@ class LLM:
         self.load_s = time.perf_counter() - started
 
     @classmethod
-    def from_config(cls, config: Config, *, progress: Progress | None = None, taps: bool = False) -> LLM:
+    def from_config(
+        cls, config: Config, *, family: str = "", progress: Progress | None = None, taps: bool = False
+    ) -> LLM:
         """Loads the model that the settings of a command describe; raises what the constructor raises."""
         order: Sequence[str] = config.backend.order
         if config.backend.name == "auto":
@@ -120,6 +128,7 @@ class LLM:
             cache_dir=Path(config.cache_dir) if config.cache_dir else None,
             progress=progress,
             finite=config.weights.check_finite,
+            family=family,
             taps=taps,
         )
 
@@ -164,9 +173,15 @@ class LLM:
         """The assistant's answer to a conversation, by the model's chat template."""
         return self._run([(self.chat_ids(messages), params or SamplingParams())], continues=False)[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Deltas of one answer as they come; closing the iterator aborts the request."""
-        return self._stream(self.encode(prompt), params, continues=True)
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
+    ) -> Iterator[Delta]:
+        """Deltas of one answer as they come; closing the iterator aborts the request.
+
+        Args:
+            continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
+        """
+        return self._stream(self.encode(prompt), params, continues=continues)
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
         """Like :meth:`stream`, for a conversation."""
@@ -269,6 +284,13 @@ class LLM:
         bound = max(program.plan.lower_bound for program in runner.programs.values())
         store = runner.weights
         return MemoryUse(runner.compiler.arena.nbytes, bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes)
+
+
+def _other_family(model: str, found: FamilyInfo, wanted: str) -> UnsupportedModelError:
+    fitting = f"{found.command} runs it" if found.command else "`llmcore chat` runs it"
+    return UnsupportedModelError(
+        f"{model} is a {found.name} model, not a {wanted} model", key="model_type", remedy=fitting
+    )
 
 
 def _order(backend: str | Sequence[str]) -> tuple[str, ...]:

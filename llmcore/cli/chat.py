@@ -12,16 +12,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cli.console import report
-from llmcore.cli.model import forgetful_cache, load, model_as_setting, sampling_params
+from llmcore.cli.model import forgetful_cache, load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import NO_CACHE, SYSTEM
 from llmcore.config.compose import Command, Job
 from llmcore.config.prompts import read_system
+from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import ConfigError, LlmcoreError, near
 
 if TYPE_CHECKING:
     from llmcore.engine.request import Delta
-    from llmcore.engine.sampling_params import SamplingParams
     from llmcore.llm import LLM
 
 COMMAND = Command("llmcore chat", "talk with a model; /help lists what can be done on the way", (SYSTEM, NO_CACHE))
@@ -49,7 +49,7 @@ def run(job: Job, stack: ExitStack) -> int:
             raise ConfigError(
                 f"{job.config.model.ref} has no chat template", remedy="llama_infer --raw completes plain text"
             )
-        conversation = Conversation(llm, sampling_params(job.config), read_system(job.given))
+        conversation = Conversation(llm, SamplingParams.from_config(job.config), read_system(job.given))
         return converse(conversation, lines(), say)
     finally:
         llm.close()

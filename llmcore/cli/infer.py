@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cli.console import guarded
-from llmcore.cli.model import forgetful_cache, load, sampling_params
+from llmcore.cli.model import forgetful_cache, load
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import CHAT, JSON, NO_CACHE, PROMPT, SYSTEM
 from llmcore.config.prompts import read_prompt, read_system
+from llmcore.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from llmcore.config.compose import Job
@@ -95,25 +96,29 @@ class Infer:
         return 0
 
     def _answer(self, llm: LLM, job: Job, prompt: str, load_s: float) -> None:
-        ids = prompt_ids(llm, prompt, job.given)
+        ids, continues = prompt_ids(llm, prompt, job.given)
+        deltas = llm.stream(ids, SamplingParams.from_config(job.config), continues=continues)
         silent = "--json" in job.given
-        answer = collect(llm.stream(ids, sampling_params(job.config)), ids, _silence if silent else _show)
+        answer = collect(deltas, ids, _silence if silent else _show)
         if silent:
             print(json.dumps(as_json(llm, job, answer, load_s), ensure_ascii=False), flush=True)
         else:
             print(flush=True)
 
 
-def prompt_ids(llm: LLM, prompt: str, given: Mapping[str, str]) -> list[int]:
-    """Token ids of a prompt: through the chat template by default where the model has one, or as ``--raw`` text."""
+def prompt_ids(llm: LLM, prompt: str, given: Mapping[str, str]) -> tuple[list[int], bool]:
+    """Token ids of a prompt: through the chat template by default where the model has one, or as ``--raw`` text.
+
+    Second, whether the answer goes on in the prompt's own text.
+    """
     system = read_system(given)
     has_template = bool(llm.checkpoint.tokenizer.chat_template)
     if "--raw" in given or not (has_template or "--chat" in given or system is not None):
-        return llm.encode(prompt)
+        return llm.encode(prompt), True
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    return llm.chat_ids(messages)
+    return llm.chat_ids(messages), False
 
 
 def collect(deltas: Iterable[Delta], ids: Sequence[int], show: Callable[[str], None]) -> Answer:

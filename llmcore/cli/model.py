@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from llmcore.config.schema import Config, ModelConfig
-from llmcore.errors import UnsupportedModelError
-from llmcore.plugins import plugins
+from llmcore.config.schema import Config
 
 if TYPE_CHECKING:
-    from llmcore.engine.sampling_params import SamplingParams
     from llmcore.llm import LLM
 
 
@@ -30,72 +26,12 @@ def load(config: Config, *, family: str = "", taps: bool = False) -> LLM:
         LlmcoreError: of the kind that says what is wrong; for another family, with the command that fits.
     """
     from llmcore.llm import LLM
-    from llmcore.weights.cachedir import FetchOptions
     from llmcore.weights.progress import TerminalProgress
-    from llmcore.weights.sources import fetch
 
-    check_backends(config)
-    model = config.model
+    if config.cache_dir:  # kernels are compiled into it too, once per process
+        os.environ["LLMCORE_CACHE"] = str(Path(config.cache_dir).expanduser())
     with TerminalProgress() as progress:
-        cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else None
-        if cache_dir is not None:
-            os.environ["LLMCORE_CACHE"] = str(cache_dir)  # kernels are compiled into it too, once per process
-        path = fetch(model.ref, FetchOptions(cache_dir, model.sha256 or "", progress=progress))
-        if family:
-            refuse_other_family(path, model.ref, family)
-        here = replace(config, model=ModelConfig(str(path), None, model.ignore_config_keys))
-        return LLM.from_config(here, progress=progress, taps=taps)
-
-
-def check_backends(config: Config) -> None:
-    """Raises :class:`PluginError` for a backend that is not installed, before anything is fetched.
-
-    ``auto`` only prefers: it passes over what is not there.
-    """
-    asked = list(config.backend.ops.values())
-    if config.backend.name != "auto":
-        asked += config.backend.order
-    for name in asked:
-        plugins().backend(name)
-
-
-def refuse_other_family(path: Path, reference: str, family: str) -> None:
-    """Raises :class:`UnsupportedModelError` naming the command that fits, before anything but a header is read."""
-    from llmcore.engine.load import family_of
-    from llmcore.weights.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
-    try:
-        found = family_of(checkpoint.config, plugins())
-    finally:
-        checkpoint.close()
-    if found.name != family:
-        fitting = f"{found.command} runs it" if found.command else "`llmcore chat` runs it"
-        raise UnsupportedModelError(
-            f"{reference} is a {found.name} model, not a {family} model", key="model_type", remedy=fitting
-        )
-
-
-def sampling_params(config: Config) -> SamplingParams:
-    """The sampling settings of one request."""
-    from llmcore.engine.sampling_params import SamplingParams
-
-    chosen = config.sampling
-    return SamplingParams(
-        max_tokens=config.max_new_tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        top_p=chosen.top_p,
-        min_p=chosen.min_p,
-        repetition_penalty=chosen.repetition_penalty,
-        presence_penalty=chosen.presence_penalty,
-        frequency_penalty=chosen.frequency_penalty,
-        seed=config.seed,
-        stop=tuple(chosen.stop),
-        stop_token_ids=tuple(chosen.stop_token_ids),
-        ignore_eos=chosen.ignore_eos,
-        logprobs=chosen.logprobs,
-    )
+        return LLM.from_config(config, family=family, progress=progress, taps=taps)
 
 
 def forgetful_cache(stack: ExitStack) -> None:

@@ -28,7 +28,7 @@ class Segment(Protocol):
 
 def bits(value: Any) -> int:
     """An attribute as a native kernel reads it: integers and booleans as they are, floats as the bits of a float64."""
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):
         return int(struct.unpack("<q", struct.pack("<d", value))[0])
     return int(value)
 

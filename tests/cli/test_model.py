@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny import TinyModel
-from llmcore.cli.model import load, model_as_setting, sampling_params
+from llmcore.cli.model import load, model_as_setting
 from llmcore.config.schema import BackendConfig, Config, EngineConfig, ModelConfig, SamplingConfig
+from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import PluginError, UnsupportedModelError
 
 CONFIG = Config(
@@ -46,9 +47,7 @@ def test_a_cache_dir_is_where_everything_goes(
 ) -> None:
     monkeypatch.setenv("LLMCORE_CACHE", "/elsewhere")
     seen: list[str] = []
-    monkeypatch.setattr(
-        "llmcore.weights.sources.fetch", lambda ref, options: seen.append(str(options.cache_dir)) or 1 / 0
-    )
+    monkeypatch.setattr("llmcore.llm.fetch", lambda ref, options: seen.append(str(options.cache_dir)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load(replace(CONFIG, cache_dir=str(tmp_path / "cache")))
     assert seen == [str(tmp_path / "cache")]
@@ -56,7 +55,7 @@ def test_a_cache_dir_is_where_everything_goes(
 
 def test_every_sampling_setting_arrives() -> None:
     chosen = SamplingConfig(0.5, 4, 0.9, 0.1, 1.1, 0.2, 0.3, ["x"], [7], True, 3)
-    params = sampling_params(replace(CONFIG, sampling=chosen, seed=9, max_new_tokens=11))
+    params = SamplingParams.from_config(replace(CONFIG, sampling=chosen, seed=9, max_new_tokens=11))
     assert {name: getattr(params, name) for name in vars(chosen)} == vars(chosen) | {
         "stop": ("x",),
         "stop_token_ids": (7,),

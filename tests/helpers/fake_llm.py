@@ -47,7 +47,7 @@ class FakeLLM:
         self.asked.append([dict(message) for message in messages])
         return list(range(len(messages)))
 
-    def stream(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Delta]:
+    def stream(self, ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Iterator[Delta]:
         """The pieces, the last with a reason."""
         self.params.append(params)
         return self._deltas()
