@@ -88,8 +88,8 @@ class Compiler:
                 return True
             if any(part.op.name in asked.ops for part in parts):
                 return False  # the user chose a kernel for a part: it must run
-            chosen = (self.registry.choose(self.view(part, sizes)) for part in parts)
-            return all(rank(choice.backend) <= rank(part.backend) for part in chosen)
+            chosen = (self.registry.find(self.view(part, sizes))[0] for part in parts)
+            return all(part is None or rank(choice.backend) <= rank(part.backend) for part in chosen)
 
         fuse(graph, accept)
 
