@@ -60,7 +60,8 @@ def _dynamic(spec: RopeSpec, positions: int) -> Floats:
     """A frequency row for every position: from ``original_positions`` on, theta grows with the length so far.
 
     The base depends on the position alone, so that a token's key does not depend on how the prompt was cut into
-    chunks: what token-by-token generation of the original does.
+    chunks: what token-by-token generation of the original does. (Given a longer prompt at once, transformers turns all
+    of it by the base of the whole length, so its logits depend on how the tokens were fed.)
     """
     lengths = np.maximum(np.arange(1, positions + 1, dtype=np.float64), spec.original_positions)
     growth = spec.factor * lengths / spec.original_positions - (spec.factor - 1)

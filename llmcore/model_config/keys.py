@@ -45,5 +45,6 @@ REMEDIES: Mapping[str, str] = {  # where the general one does not help
 }
 
 LIMIT = 1 << 31  # kernels and page tables hold sizes as int32
-LIMITS: Mapping[str, int] = {"num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 16, "head_dim": 1 << 16}
-"""Sizes must stay below these; a damaged config fails here, not in a graph of 2^40 layers."""
+LIMITS: Mapping[str, int] = {"num_hidden_layers": 1 << 10, "num_attention_heads": 1 << 16, "head_dim": 1 << 10}
+"""Sizes must stay below these: graph and RoPE tables are made before the tensors are claimed, so a damaged config has
+to fail here, not after gigabytes of tables or a graph of 2^40 layers."""
