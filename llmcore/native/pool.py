@@ -49,9 +49,11 @@ THREADS = 2 * LINE
 FLAG, PARKED, WOKEN = 0, 8, 16  # within a thread's line; FLAG holds the row + 1 that it works on
 
 PAUSES = 256  # before a waiting thread offers its processor to others
+YIELDS = 32  # and this often, before it sleeps
 IDLE_ROUNDS = 10  # of PAUSES each before an idle worker goes to sleep: 50 to 100 µs
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+_usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -67,8 +69,10 @@ def _await_change(address: int, value: int) -> None:
         spins += 1
         if spins < PAUSES:
             pause()
-        else:
+        elif spins < PAUSES + YIELDS:
             _sched_yield()
+        else:  # whoever we wait for has lost its processor: it may need the time that spinning takes
+            _usleep(50)
 
 
 @inlined  # type: ignore[untyped-decorator]
