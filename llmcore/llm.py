@@ -10,8 +10,9 @@ for answer in llm.generate(["The capital of France is"], SamplingParams(max_toke
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from llmcore.config.models import lookup
 from llmcore.config.schema import Config, ModelConfig
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import EngineSettings, family_of, make_runner, usable_threads
-from llmcore.engine.request import Delta, Request
+from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.runner import Work
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import ConfigError, RequestError, UnsupportedModelError
+from llmcore.engine.stream import Stream
+from llmcore.errors import ConfigError, LlmcoreError, RequestError, UnsupportedModelError
 from llmcore.hookspecs import FamilyInfo
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
@@ -83,6 +85,7 @@ class LLM:
             LlmcoreError: of the kind that says what is wrong: reference, download, checkpoint, model, registry, config.
         """
         started = time.perf_counter()
+        self._closed = False
         if compute not in ("auto", "exact"):
             raise ConfigError(f"compute is {compute!r}", remedy="it must be auto or exact")
         chosen = lookup(model) if isinstance(model, str) else model
@@ -98,7 +101,11 @@ class LLM:
         if family and self.family.name != family:
             self.checkpoint.close()
             raise _other_family(self.model, self.family, family)
-        self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(chosen.ignore_config_keys))
+        try:
+            self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(chosen.ignore_config_keys))
+        except LlmcoreError as error:  # a family sees a dictionary; its user wants to know of which file
+            error.message = f"{self.path}: {error.message}"
+            raise
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         self.checkpoint.forget_vocabulary()
         settings = engine or EngineSettings()
@@ -147,7 +154,8 @@ class LLM:
         return sorted(set(found))
 
     def close(self) -> None:
-        """Ends the worker threads and lets go of the files."""
+        """Ends the worker threads and lets go of the files; the model answers no more."""
+        self._closed = True
         if "_pool" in self.__dict__:
             self._pool.close()
         self.checkpoint.close()
@@ -173,17 +181,15 @@ class LLM:
         """The assistant's answer to a conversation, by the model's chat template."""
         return self._run([(self.chat_ids(messages), params or SamplingParams())], continues=False)[0]
 
-    def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
-    ) -> Iterator[Delta]:
-        """Deltas of one answer as they come; closing the iterator aborts the request.
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True) -> Stream:
+        """Deltas of one answer as they come; closing or dropping the stream aborts the request.
 
         Args:
             continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
         """
         return self._stream(self.encode(prompt), params, continues=continues)
 
-    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Stream:
         """Like :meth:`stream`, for a conversation."""
         return self._stream(self.chat_ids(messages), params, continues=False)
 
@@ -201,32 +207,29 @@ class LLM:
 
         return ChatTemplate.of(self.checkpoint.tokenizer)
 
-    def _stream(self, prompt_ids: Sequence[int], params: SamplingParams | None, *, continues: bool) -> Iterator[Delta]:
-        request = self.engine.add(prompt_ids, params or SamplingParams(), continues=continues)
-
-        def deltas() -> Iterator[Delta]:
-            try:
-                while request.finish_reason is None:
-                    yield from (delta for delta in self.engine.step() if delta.request_id == request.id)
-            finally:
-                self.engine.abort(request)
-
-        return deltas()
+    def _stream(self, prompt_ids: Sequence[int], params: SamplingParams | None, *, continues: bool) -> Stream:
+        self._require_open()
+        return Stream(self.engine, self.engine.add(prompt_ids, params or SamplingParams(), continues=continues))
 
     def _run(self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, continues: bool) -> list[Completion]:
+        self._require_open()
         started = time.perf_counter()
         requests: list[Request] = []
         try:
             requests += (self.engine.add(prompt_ids, params, continues=continues) for prompt_ids, params in work)
-            collected = {request.id: Collector(request, started) for request in requests}
+            collectors = [Collector(request, started) for request in requests]
             while any(request.finish_reason is None for request in requests):
-                for delta in self.engine.step():
-                    if delta.request_id in collected:
-                        collected[delta.request_id].add(delta)
+                self.engine.step()
+                for collector in collectors:
+                    collector.drain()
         finally:
             for request in requests:
                 self.engine.abort(request)
-        return [collected[request.id].completion() for request in requests]
+        return [collector.completion() for collector in collectors]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RequestError(f"{self.model} is closed", remedy="load it again: LLM(…)")
 
     # -- looking inside
 
@@ -234,30 +237,35 @@ class LLM:
         """Teacher-forced logits of every position, float32 ``[tokens, vocab]``, computed ``chunk`` tokens at a time.
 
         Raises:
-            RequestError: more tokens than the context or the free KV pages hold.
+            RequestError: wrong token ids, or more than the context or the free KV pages hold.
         """
         return self.trace(token_ids, chunk)["logits"]
 
     def trace(self, token_ids: Sequence[int], chunk: int | None = None) -> dict[str, Array]:
         """Like :meth:`logits`, with each block's result, ``[tokens, hidden]``, by module path, where ``taps`` is on."""
+        self._require_open()
         sizes, pool = self.runner.sizes, self.engine.scheduler.pool
+        ids = checked_ids(token_ids, self.spec.vocab_size)
+        if chunk is not None and chunk < 1:
+            raise RequestError(f"chunk is {chunk}", field="chunk", remedy="it must be at least 1")
         step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
-        needed = -(-len(token_ids) // sizes.page_size)
-        if not 0 < len(token_ids) <= sizes.context or not pool.can_allocate(needed):
+        needed = -(-len(ids) // sizes.page_size)
+        if len(ids) > sizes.context or not pool.can_allocate(needed):
             raise RequestError(
-                f"{len(token_ids)} tokens do not fit the context of {sizes.context}",
+                f"{len(ids)} tokens do not fit the context of {sizes.context}, or the free KV pages",
                 field="token_ids",
                 remedy="raise engine.max_context, or score fewer",
             )
+        outputs = {name: self.runner.outputs[name] for name in self.runner.graph.outputs}
+        found = {name: np.empty((len(ids), output.shape[1]), np.float32) for name, output in outputs.items()}
         pages = pool.allocate(needed)
         try:
-            parts: dict[str, list[Array]] = {name: [] for name in self.runner.graph.outputs}
-            for start in range(0, len(token_ids), step):
-                ids = token_ids[start : start + step]
-                self.runner.run([Work(ids, start, pages, range(len(ids)))])
-                for name, pieces in parts.items():
-                    pieces.append(self.runner.outputs[name][: len(ids)].copy())
-            return {name: np.concatenate(pieces) for name, pieces in parts.items()}
+            for start in range(0, len(ids), step):
+                part = ids[start : start + step]
+                self.runner.run([Work(part, start, pages, range(len(part)))])
+                for name, output in outputs.items():
+                    found[name][start : start + len(part)] = output[: len(part)]
+            return found
         finally:
             pool.release(pages)
 
@@ -306,4 +314,4 @@ def _is_batch(prompts: Any) -> bool:
     """Whether ``prompts`` is several prompts: a sequence of texts or of id sequences."""
     if isinstance(prompts, str):
         return False
-    return not all(isinstance(item, int) for item in prompts) or not prompts
+    return len(prompts) == 0 or not all(isinstance(item, Number) for item in prompts)

@@ -6,14 +6,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from threading import RLock
 
 from llmcore.cache.pages import PagePool
-from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs
+from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, checked_ids
 from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler, logprobs
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.scheduler import Scheduled, Scheduler
-from llmcore.errors import RequestError
 from llmcore.text.detokenizer import Detokenizer, StopStrings
 from llmcore.text.tokenizer import Tokenizer
 
@@ -29,9 +29,9 @@ class Live:
 
 @dataclass
 class Counters:
-    """What the engine has computed so far, in tokens."""
+    """What the engine has done so far, in tokens: ``computed`` went through the model, some perhaps again."""
 
-    prompt: int = 0
+    computed: int = 0
     generated: int = 0
     steps: int = 0
 
@@ -55,6 +55,7 @@ class Engine:
         self.counters = Counters()
         self.live: dict[int, Live] = {}
         self._ids = count()
+        self._lock = RLock()  # one step, or one change of what the next one holds, at a time
 
     def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Request:
         """Queues a request.
@@ -65,35 +66,42 @@ class Engine:
         Raises:
             RequestError: an empty prompt, a token outside of the vocabulary, or a prompt longer than the context.
         """
-        if not prompt_ids:
-            raise RequestError("the prompt has no tokens", field="prompt", remedy="give at least one character")
-        wrong = next((token for token in prompt_ids if not 0 <= token < self.runner.vocab), None)
-        if wrong is not None:
-            raise RequestError(f"token {wrong} is outside of the vocabulary of {self.runner.vocab}", field="prompt")
+        ids = checked_ids(prompt_ids, self.runner.vocab)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        request = Request(next(self._ids), tuple(prompt_ids), params, seed)
-        self.scheduler.add(request)
-        self.live[request.id] = Live(
-            request, Detokenizer(self.tokenizer, continues=continues), StopStrings(params.stop)
-        )
+        with self._lock:
+            request = Request(next(self._ids), ids, params, seed)
+            self.scheduler.add(request)
+            self.live[request.id] = Live(
+                request, Detokenizer(self.tokenizer, continues=continues), StopStrings(params.stop)
+            )
         return request
 
     def abort(self, request: Request) -> None:
         """Ends ``request`` now and frees its pages; nothing happens if it has ended."""
-        if self.live.pop(request.id, None) is not None:
-            request.finish_reason = "abort"
-            self.scheduler.finish(request)
+        with self._lock:
+            if self.live.pop(request.id, None) is not None:
+                request.finish_reason = "abort"
+                self.scheduler.finish(request)
 
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
         return self.scheduler.busy
 
-    def step(self) -> list[Delta]:
-        """Computes one batch; returns what it added to each request that got a token."""
+    def step(self, waiting: Request | None = None) -> None:
+        """Computes one batch; each request that got a token has a delta more.
+
+        Args:
+            waiting: the request that the caller waits for: nothing is run if it got a delta, or ended, meanwhile.
+        """
+        with self._lock:
+            if waiting is None or not (waiting.deltas or waiting.finish_reason):
+                self._step()
+
+    def _step(self) -> None:
         plan = self.scheduler.schedule()
         if not plan:
-            return []
+            return
         ending = [item for item in plan if item.complete]
         plain = all(_plain(item.request.params) for item in ending)
         result = self.runner.run([_work(item) for item in plan], head="ids" if plain else "logits")
@@ -101,14 +109,12 @@ class Engine:
         tokens = result.tolist() if plain else self.sampler.sample(result, requests)
         for item in plan:
             item.request.computed += item.count
-            self.counters.prompt += item.count - (1 if item.complete else 0)
+            self.counters.computed += item.count
         self.counters.steps += 1
-        deltas = []
         for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
             wanted = request.params.logprobs
             extra = () if wanted is None else (logprobs(result[row], token, wanted),)
-            deltas.append(self._accept(self.live[request.id], token, extra))
-        return deltas
+            request.deltas.append(self._accept(self.live[request.id], token, extra))
 
     def _accept(self, live: Live, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
         """Appends ``token`` to a request and sees whether that ends it."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
 
 DEFAULT_CONTEXT = 8192  # tokens, where the model was made for more and nobody asked for more
-KV_BUDGET = 2 << 30  # bytes of address space for KV pages, where nobody asked for a size
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,9 @@ class EngineSettings:
                 f"engine.max_context is {context}, but the model was made for {spec.max_positions} tokens",
                 remedy=f"ask for at most {spec.max_positions}",
             )
-        blocks = -(-context // self.page_size)
-        token_bytes = 2 * 4 * spec.layers * spec.kv_heads * spec.head_dim
-        affordable = KV_BUDGET // (token_bytes * self.page_size)
-        pages = self.kv_pages or max(min(blocks * self.max_seqs, affordable), blocks)
         rows = max(self.max_rows, self.max_seqs)
         tokens = max(self.max_batch_tokens, self.max_seqs)
-        return Sizes(tokens, self.max_seqs, rows, context, self.page_size, pages, self.buckets)
+        return Sizes(tokens, self.max_seqs, rows, context, self.page_size, self.kv_pages, self.buckets)
 
 
 def usable_threads(wanted: int = 0) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 from llmcore.engine.sampling_params import SamplingParams
+from llmcore.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -45,6 +49,7 @@ class Request:
         computed: how many of them have their keys and values in the cache.
         pages: the cache pages that hold these, in order.
         seed: of the draw; one is made where the parameters have none.
+        deltas: what came out and was not taken yet.
     """
 
     id: int
@@ -55,6 +60,7 @@ class Request:
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    deltas: deque[Delta] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         """Starts with the prompt."""
@@ -69,3 +75,21 @@ class Request:
     def generated(self) -> list[int]:
         """The tokens after the prompt."""
         return self.tokens[len(self.prompt_ids) :]
+
+
+def checked_ids(token_ids: Sequence[int], vocab: int) -> tuple[int, ...]:
+    """``token_ids`` as plain integers, if a model with ``vocab`` tokens can read them.
+
+    Raises:
+        RequestError: there are none, one is no integer, or one is outside of the vocabulary.
+    """
+    if len(token_ids) == 0:
+        raise RequestError("the prompt has no tokens", field="prompt", remedy="give at least one character")
+    for i, token in enumerate(token_ids):
+        if not isinstance(token, Integral) or isinstance(token, bool):
+            raise RequestError(f"token {i} of the prompt is {token!r}, no integer", field="prompt")
+        if not 0 <= token < vocab:
+            raise RequestError(
+                f"token {i} of the prompt is {token}, outside of the vocabulary of {vocab}", field="prompt"
+            )
+    return tuple(int(token) for token in token_ids)

@@ -72,8 +72,12 @@ class Collector:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
-    def add(self, delta: Delta) -> None:
-        """Takes one delta, now."""
+    def drain(self) -> None:
+        """Takes the request's new deltas, now."""
+        while self.request.deltas:
+            self._add(self.request.deltas.popleft())
+
+    def _add(self, delta: Delta) -> None:
         self.last = time.perf_counter()
         self.first = self.first or self.last
         self.text.append(delta.text)

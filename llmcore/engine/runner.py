@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcore.cache.layout import KVLayout
 from llmcore.dims import concrete
 from llmcore.errors import RegistryError
 from llmcore.graph.graph import Graph, Value
@@ -51,7 +52,8 @@ class Sizes:
     Attributes:
         tokens, seqs, rows: the largest step.
         context: tokens of the longest sequence.
-        page_size, pages: the KV cache.
+        page_size, pages: the KV cache; 0 pages: as many as ``seqs`` full contexts need within ``kv_budget`` bytes, and
+            enough for one in any case.
         buckets: step sizes in tokens that get a program of their own; ``tokens`` is always one.
     """
 
@@ -62,6 +64,13 @@ class Sizes:
     page_size: int
     pages: int
     buckets: tuple[int, ...] = ()
+    kv_budget: int = 2 << 30  # of address space: memory is taken as pages are used
+
+    def with_pages(self, page_bytes: int) -> Sizes:
+        """The same with ``pages`` decided, where one page of all layers takes ``page_bytes``."""
+        blocks = -(-self.context // self.page_size)
+        affordable = self.kv_budget // page_bytes
+        return self if self.pages else replace(self, pages=max(min(blocks * self.seqs, affordable), blocks))
 
     @property
     def limits(self) -> Limits:
@@ -107,52 +116,57 @@ class Runner:
         self.states: dict[int, Array] = {}
         memory = Memory(self.weights, self.states, self.outputs)
         self.compiler = Compiler(self.registry, memory, self.inputs, self.pool)
-        self.compiler.fuse(self.graph, limits.sizes)
+        self.buckets = sorted({*(b for b in self.sizes.buckets if b < self.sizes.tokens), self.sizes.tokens})
+        self._bind_cache()
         greedy = with_argmax(self.graph)
-        self.compiler.fuse(greedy, limits.sizes)
         self.graphs = {"logits": self.graph, "ids": greedy}
         for name, value in (greedy.outputs | self.graph.outputs).items():
             shape = concrete(value.shape, limits.sizes)
             dtype = np.dtype(NUMPY[value.dtype])
             block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             self.outputs[name] = block.view(dtype).reshape(shape)
-        self.compiler.reserve(self.graphs.values(), limits.sizes)
-        self._allocate_states()
-        self.buckets = sorted({*(b for b in self.sizes.buckets if b < self.sizes.tokens), self.sizes.tokens})
+        self.compiler.reserve([self._fused(head, self.sizes.tokens) for head in self.graphs], limits.sizes)
         for head in self.graphs:
             self.program(head, self.sizes.tokens)
 
-    def _allocate_states(self) -> None:
-        """KV pages of every layer in the layout of the one backend that reads and writes them."""
-        sizes = self.sizes.limits.sizes
-        owners: dict[str, str] = {}
-        states: dict[Value, State] = {}
-        for node in self.graph.nodes:
-            for value in node.args.values():
-                if isinstance(value.source, State):
-                    states[value] = value.source
-                    owners[node.op.name] = self.registry.choose(self.compiler.view(node, sizes)).backend
-        if len(set(owners.values())) > 1:
+    def _bind_cache(self) -> None:
+        """Gives the KV cache to one backend for steps of every size, and allocates pages in its layout."""
+        stateful = [node for node in self.graph.nodes if any(v.kind == "state" for v in node.args.values())]
+        views = (self.compiler.view(node, self._bounds(bucket)) for bucket in self.buckets for node in stateful)
+        self.registry.bind_groups(views)
+        owners = {self.registry.choose(self.compiler.view(node, self.sizes.limits.sizes)).backend for node in stateful}
+        if len(owners) != 1:
             raise RegistryError(
-                "the KV cache has one layout, but its ops are bound to several backends: "
-                + ", ".join(f"{op}={backend}" for op, backend in owners.items()),
-                remedy="choose them together, e.g. backend.ops.attention=… backend.ops.kv_write=…",
+                f"the KV cache has one layout, but its ops are bound to several backends: {', '.join(sorted(owners))}",
+                remedy="their kernels must be declared with group='kv'",
             )
-        layout = resolve(self.registry.backends[next(iter(owners.values()))].kv_layout)
-        for state in states.values():
-            page = layout.page_shape(state.kv_heads, state.head_dim, self.sizes.page_size)
-            shape = (self.sizes.pages, *page)
-            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(layout.dtype).itemsize
-            self.states[state.layer] = aligned(nbytes).view(layout.dtype).reshape(shape)
+        layout: KVLayout = resolve(self.registry.backends[owners.pop()].kv_layout)
+        states = {v.source for node in stateful for v in node.args.values() if isinstance(v.source, State)}
+        shapes = {s.layer: layout.page_shape(s.kv_heads, s.head_dim, self.sizes.page_size) for s in states}
+        dtype = np.dtype(layout.dtype)
+        page_bytes = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()) * dtype.itemsize
+        self.sizes = self.sizes.with_pages(page_bytes)
+        for layer, shape in shapes.items():
+            nbytes = self.sizes.pages * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            self.states[layer] = aligned(nbytes).view(dtype).reshape(self.sizes.pages, *shape)
+
+    def _bounds(self, bucket: int) -> dict[str, int]:
+        """The largest step of a bucket."""
+        limits = self.sizes.limits
+        return {"T": bucket, "S": min(limits.seqs, bucket), "R": min(limits.rows, bucket)}
 
     def program(self, head: str, tokens: int) -> Program:
         """The program for ``head`` that holds ``tokens`` tokens."""
         bucket = next(size for size in self.buckets if size >= tokens)
         if (head, bucket) not in self.programs:
-            limits = self.sizes.limits
-            sizes = {"T": bucket, "S": min(limits.seqs, bucket), "R": min(limits.rows, bucket)}
-            self.programs[head, bucket] = self.compiler.build(self.graphs[head], sizes)
+            self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
         return self.programs[head, bucket]
+
+    def _fused(self, head: str, bucket: int) -> Graph:
+        """The graph of a head with the fused ops that backends offer for steps of this size."""
+        graph = self.graphs[head].fork()
+        self.compiler.fuse(graph, self._bounds(bucket))
+        return graph
 
     def run(self, batch: Sequence[Work], head: str = "logits") -> Array:
         """Computes ``batch``; returns ``[rows, vocab]`` logits or ``[rows]`` ids, valid until the next run."""

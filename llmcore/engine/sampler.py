@@ -74,7 +74,7 @@ class Sampler:
     def _draw(self, requests: Sequence[Request]) -> Array:
         arrays, count = self.inputs.arrays, len(requests)
         params = [request.params for request in requests]
-        arrays["temperature"][:count] = [p.temperature or 1.0 for p in params]
+        arrays["temperature"][:count] = [1.0 if p.greedy else p.temperature for p in params]
         arrays["top_k"][:count] = [min(p.top_k, self.vocab) for p in params]
         arrays["top_p"][:count] = [p.top_p for p in params]
         arrays["min_p"][:count] = [p.min_p for p in params]

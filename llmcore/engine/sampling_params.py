@@ -10,6 +10,7 @@ from llmcore.config.schema import Config
 from llmcore.errors import RequestError
 
 MAX_STOPS = 16
+COLD = 1e-5  # a temperature below it is greedy
 MAX_LOGPROBS = 100
 
 
@@ -91,8 +92,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is taken."""
-        return self.temperature == 0
+        """Whether the most probable token is taken; so cold that logits would overflow counts as zero."""
+        return self.temperature < COLD
 
     @property
     def penalised(self) -> bool:

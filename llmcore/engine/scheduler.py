@@ -12,15 +12,19 @@ from llmcore.errors import RequestError
 
 @dataclass(frozen=True)
 class Scheduled:
-    """``count`` tokens of ``request``, from its first one that is not in the cache."""
+    """``count`` tokens of ``request``, from its first one that is not in the cache.
+
+    ``complete``: the step reaches the sequence's end, so that a new token follows.
+    """
 
     request: Request
     count: int
+    complete: bool
 
-    @property
-    def complete(self) -> bool:
-        """Whether the step reaches the sequence's end, so that a new token follows."""
-        return self.count == self.request.pending
+    @classmethod
+    def of(cls, request: Request, count: int) -> Scheduled:
+        """``count`` of the tokens that are pending now."""
+        return cls(request, count, count == request.pending)
 
 
 class Scheduler:
@@ -40,6 +44,7 @@ class Scheduler:
         self.max_context = min(max_context, len(pool.references) * page_size)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.preemptions = 0
 
     @property
     def busy(self) -> bool:
@@ -68,7 +73,7 @@ class Scheduler:
             count = min(request.pending, budget)
             preempted |= self._make_room(request, count)
             if request in self.running:
-                plan.append(Scheduled(request, count))
+                plan.append(Scheduled.of(request, count))
                 budget -= count
         if not preempted:
             plan += self._admit(budget)
@@ -85,7 +90,7 @@ class Scheduler:
             self.running.append(request)
             request.pages += self.pool.allocate(self._missing(request, request.pending))
             count = min(request.pending, budget)
-            plan.append(Scheduled(request, count))
+            plan.append(Scheduled.of(request, count))
             budget -= count
         return plan
 
@@ -113,6 +118,7 @@ class Scheduler:
             self._free(victim)
             self.waiting.appendleft(victim)
             preempted = True
+            self.preemptions += 1
             if victim is request:
                 return True
         request.pages += self.pool.allocate(self._missing(request, count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -102,13 +102,17 @@ class Compiler:
         present = frozenset(param.name for param in node.op.params if param.optional and param.name in node.args)
         return NodeView(node.op.name, node.path, "cpu", "float32", dims, formats, node.attrs, present)
 
+    def choose(self, graph: Graph, sizes: Mapping[str, int]) -> list[Choice]:
+        """A kernel for every node; raises :class:`RegistryError` for a node that no backend has one for."""
+        return [self.registry.choose(self.view(node, sizes)) for node in graph.nodes]
+
     def build(self, graph: Graph, sizes: Mapping[str, int]) -> Program:
         """Binds ``graph`` for steps of up to ``sizes``.
 
         Raises:
             RegistryError: a node that no backend has a kernel for, naming what each lacks.
         """
-        choices = [self.registry.choose(self.view(node, sizes)) for node in graph.nodes]
+        choices = self.choose(graph, sizes)
         for backend in {choice.backend for choice in choices}:
             self.registry.prepare(backend)
         layout = plan(graph, sizes, NUMPY)
@@ -129,7 +133,7 @@ class Compiler:
             else:
                 calls = [binder.call(graph.nodes[i], choices[i]) for i in members]
                 segments.append(CallSegment(members, calls))
-        return Program(segments, rows, layout, self.arena, binder.constants)
+        return Program(segments, rows, layout, binder.keep)
 
 
 class Binder:
@@ -144,7 +148,11 @@ class Binder:
         self.sizes = sizes
         self.names = {value: name for name, value in graph.outputs.items()}
         fixed = sorted({0} | {dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
+        self.keep: list[Array] = [
+            self.arena
+        ]  # native operands are bare addresses: the program holds what they point to
         self.constants = np.array(fixed, np.int64)  # fixed dims: kernels read every dim from an address
+        self.keep.append(self.constants)
         self.constant_at = {dim: int(self.constants.ctypes.data) + 8 * i for i, dim in enumerate(fixed)}
 
     def operand(self, value: Value, choice: Choice) -> Operand:
@@ -173,7 +181,9 @@ class Binder:
             value = node.outputs.get(param.name) or node.args.get(param.name)
             return None if value is None else self.operand(value, choice)
 
-        return [find(param) for param in node.op.params]
+        found = [find(param) for param in node.op.params]
+        self.keep += (operand.array for operand in found if operand is not None)
+        return found
 
     def row(self, node: Node, choice: Choice) -> NativeRow:
         """A native call: addresses of tensors and dims, then attributes."""
@@ -209,7 +219,7 @@ class Program:
         plan: the memory plan.
     """
 
-    def __init__(self, segments: list[Segment], rows: list[Row], layout: Plan, *keep: Any) -> None:
+    def __init__(self, segments: list[Segment], rows: list[Row], layout: Plan, keep: Sequence[Array]) -> None:
         """``keep`` is memory that operand tables point to."""
         self.segments = segments
         self.rows = rows

@@ -8,12 +8,12 @@ nothing falls back silently.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 from llmcore import ops
-from llmcore.errors import RegistryError, near
+from llmcore.errors import PluginError, RegistryError, near
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.plugins import Plugins, resolve
 from llmcore.registry.node import NodeView
@@ -52,15 +52,28 @@ class Registry:
         """Checks every name first.
 
         Raises:
-            RegistryError: an op that does not exist, or a group whose ops are asked from two backends.
-            PluginError: a backend that does not exist.
+            RegistryError: an op that does not exist or that the named backend does not offer, or a group whose ops are
+                asked from two backends.
+            PluginError: a backend that does not exist, or that declares a kernel for an op that does not.
         """
         for name in preference.ops:
             if name not in ops.OPS:
                 raise RegistryError(f"backend.ops: there is no op {name!r}", remedy=near(name, ops.NAMES))
         self.backends = {name: plugins.backend(name) for name in (*preference.order, *preference.ops.values())}
+        for backend in self.backends.values():
+            _check_declared(backend)
+        for op, name in preference.ops.items():
+            if all(kernel.op != op for kernel in self.backends[name].kernels):
+                offer = [b.name for b in plugins.backends.values() if any(k.op == op for k in b.kernels)]
+                raise RegistryError(
+                    f"backend.ops.{op}={name}: {name} does not offer {op}",
+                    remedy=f"offered by: {', '.join(offer) or 'no installed backend'}",
+                )
         self.preference = preference
         self.group_backend = self._groups()
+        self._group_reason = {
+            group: f"group {group!r} is bound to {backend}" for group, backend in self.group_backend.items()
+        }
         self._prepared: set[str] = set()
 
     def _groups(self) -> dict[str, str]:
@@ -83,11 +96,8 @@ class Registry:
         forced = self.preference.ops.get(node.op)
         if forced:
             return [(forced, f"backend.ops.{node.op}={forced}")]
-        for name in self.backends:
-            for kernel in self.backends[name].kernels:
-                if kernel.op == node.op and kernel.group in self.group_backend:
-                    owner = self.group_backend[kernel.group]
-                    return [(owner, f"group {kernel.group!r} is bound to {owner}")]
+        for group in self._groups_of(node.op) & self.group_backend.keys():
+            return [(self.group_backend[group], self._group_reason[group])]
         return [
             (name, f"choice {i + 1} of {len(self.preference.order)}") for i, name in enumerate(self.preference.order)
         ]
@@ -101,14 +111,10 @@ class Registry:
             if problem:
                 passed.append(f"{name}: {problem}")
                 continue
-            misfits = []
-            for kernel in backend.kernels:
-                if kernel.op == node.op:
-                    misfit = _misfit(kernel, node, self.preference.exact) or self._partial(backend, kernel)
-                    if misfit is None:
-                        return Choice(name, kernel, "; ".join([why, *passed])), passed
-                    misfits.append(misfit)
-            passed.append(f"{name}: {' / '.join(dict.fromkeys(misfits)) or 'does not offer it'}")
+            kernel, misfits = self._kernel(backend, node)
+            if kernel is not None:
+                return Choice(name, kernel, "; ".join([why, *passed])), passed
+            passed.append(f"{name}: {misfits}")
         return None, passed
 
     def choose(self, node: NodeView) -> Choice:
@@ -127,13 +133,71 @@ class Registry:
             resolve(self.backends[backend].prepare)(self.preference.threads)
         self._prepared.add(backend)
 
-    def _partial(self, backend: BackendInfo, kernel: KernelInfo) -> str | None:
-        """Why a kernel of a group cannot be bound: its backend lacks another op of the group."""
-        if not kernel.group:
-            return None
-        members = {k.op for b in self.backends.values() for k in b.kernels if k.group == kernel.group}
-        missing = sorted(op for op in members - {k.op for k in backend.kernels} if not ops.OPS[op].fused)
-        return f"lacks {', '.join(missing)} of group {kernel.group!r}" if missing else None
+    def bind_groups(self, nodes: Iterable[NodeView]) -> None:
+        """Gives each group, whose ops share a private layout, to the first backend that can run all of its nodes.
+
+        Args:
+            nodes: every node of a model, at every size that it will be bound for.
+
+        Raises:
+            RegistryError: no backend can run all nodes of a group, naming what each lacks.
+        """
+        members: dict[str, list[NodeView]] = {}
+        for node in nodes:
+            for group in self._groups_of(node.op):
+                members.setdefault(group, []).append(node)
+        for group, views in members.items():
+            asked = self.group_backend.get(group)
+            passed: list[str] = []
+            for i, name in enumerate((asked,) if asked else self.preference.order):
+                lacks = self._lacks(self.backends[name], views)
+                if lacks is None:
+                    self.group_backend[group] = name
+                    why = f"choice {i + 1} of {len(self.preference.order)} for group {group!r}"
+                    self._group_reason.setdefault(group, "; ".join([why, *passed]))
+                    break
+                passed.append(f"{name}: {lacks}")
+            else:
+                raise RegistryError(
+                    f"no backend can run all ops of group {group!r}: " + "; ".join(passed),
+                    remedy="`llmcore ops` lists what every installed backend offers",
+                )
+
+    def _groups_of(self, op: str) -> set[str]:
+        kernels = (kernel for backend in self.backends.values() for kernel in backend.kernels)
+        return {kernel.group for kernel in kernels if kernel.op == op and kernel.group}
+
+    def _lacks(self, backend: BackendInfo, views: Iterable[NodeView]) -> str | None:
+        """Why ``backend`` cannot run all of ``views``, or None."""
+        problem = _ready(backend)
+        if problem:
+            return problem
+        for view in views:
+            kernel, misfits = self._kernel(backend, view)
+            if kernel is None:
+                return f"{view.op}: {misfits}"
+        return None
+
+    def _kernel(self, backend: BackendInfo, node: NodeView) -> tuple[KernelInfo | None, str]:
+        """The first kernel of ``backend`` that fits ``node``, or why none does."""
+        misfits = []
+        for kernel in backend.kernels:
+            if kernel.op == node.op:
+                misfit = _misfit(backend.name, kernel, node, self.preference.exact)
+                if misfit is None:
+                    return kernel, ""
+                misfits.append(misfit)
+        return None, " / ".join(dict.fromkeys(misfits)) or "does not offer it"
+
+
+def _check_declared(backend: BackendInfo) -> None:
+    """Raises :class:`PluginError` for a kernel of an op that does not exist."""
+    for kernel in backend.kernels:
+        if kernel.op not in ops.OPS:
+            raise PluginError(
+                f"backend {backend.name!r} declares a kernel for op {kernel.op!r}, which does not exist",
+                remedy=near(kernel.op, ops.NAMES),
+            )
 
 
 @cache
@@ -145,7 +209,7 @@ def _ready(backend: BackendInfo) -> str | None:
     return problem
 
 
-def _misfit(kernel: KernelInfo, node: NodeView, exact: bool) -> str | None:
+def _misfit(backend: str, kernel: KernelInfo, node: NodeView, exact: bool) -> str | None:
     """Why ``kernel`` cannot run ``node``, or None."""
     if node.device not in kernel.devices:
         return f"not on {node.device}"
@@ -156,5 +220,13 @@ def _misfit(kernel: KernelInfo, node: NodeView, exact: bool) -> str | None:
     for name, weight_format in node.formats.items():
         if weight_format not in kernel.formats:
             return f"does not read {weight_format} ({name})"
-    verdict: str | None = resolve(kernel.supported)(node) if kernel.supported else None
+    if not kernel.supported:
+        return None
+    predicate = resolve(kernel.supported)
+    try:
+        verdict: str | None = predicate(node)
+    except Exception as error:  # third-party code: whatever it raises is told with its name
+        raise PluginError(
+            f"backend {backend!r}: {kernel.supported} failed on op {node.op}: {type(error).__name__}: {error}"
+        ) from error
     return verdict

@@ -47,6 +47,13 @@ BACKENDS = (
         ),
     ),
     BackendInfo("half", "", (*kv("attention"), kernel("qkv_rope_kv_write", group="kv", formats=("F32",)))),
+    BackendInfo(
+        "decoder",
+        "",
+        (*kv("kv_write"), kernel("attention", group="kv", supported="made_up:one_token")),
+    ),
+    BackendInfo("misspelt", "", (kernel("rms_nrm"),)),
+    BackendInfo("moody", "", (kernel("add", supported="made_up:moods"),)),
     BackendInfo("absent", "", (kernel("add"),), requires=("a_package_that_nobody_has", "sys")),
     BackendInfo("idle", "", (kernel("add"),), ready="made_up:no_device"),
 )
@@ -61,6 +68,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.prepare = module.prepared.append
     module.no_device = lambda: "there is no such device here"
     module.even_rows = lambda node: None if node.dims["M"] % 2 == 0 else f"rows are odd ({node.dims['M']})"
+    module.one_token = lambda node: None if node.dims["T"] == 1 else "one token at a time"
+    module.moods = lambda node: 1 / 0
     monkeypatch.setitem(sys.modules, "made_up", module)
     return module
 
@@ -155,10 +164,39 @@ def test_a_group_cannot_be_split() -> None:
 
 
 def test_a_group_is_bound_only_where_it_is_whole() -> None:
-    choice = registry("half", "fast").choose(NodeView("attention", ""))
+    nodes = [NodeView("attention", ""), NodeView("kv_write", "")]
+    chosen = registry("half", "fast")
+    chosen.bind_groups(nodes)
+    choice = chosen.choose(nodes[0])
     assert choice.backend == "fast"
-    assert "half: lacks kv_write of group 'kv'" in choice.reason
-    assert registry("fast", "half").choose(NodeView("kv_write", "")).backend == "fast"  # the fused op need not be there
+    assert "choice 2 of 2 for group 'kv'; half: kv_write: does not offer it" in choice.reason
+    with pytest.raises(RegistryError, match=r"group 'kv': decoder: attention: one token at a time; half: kv_write"):
+        registry("decoder", "half").bind_groups([NodeView("attention", "", dims={"T": 2}), nodes[1]])
+
+
+def test_a_group_is_bound_for_all_sizes_at_once() -> None:
+    sizes = [NodeView(op, "", dims={"T": tokens}) for tokens in (1, 64) for op in ("kv_write", "attention")]
+    chosen = registry("decoder", "fast")
+    chosen.bind_groups(sizes)
+    assert {chosen.choose(view).backend for view in sizes} == {"fast"}
+    only_decode = registry("decoder", "fast")
+    only_decode.bind_groups(sizes[:2])
+    assert {only_decode.choose(view).backend for view in sizes[:2]} == {"decoder"}
+
+
+def test_an_override_must_name_a_backend_that_offers_the_op() -> None:
+    with pytest.raises(RegistryError, match=r"half does not offer linear\n  → offered by: .*fast"):
+        registry("fast", linear="half")
+
+
+def test_a_kernel_of_an_unknown_op_is_told() -> None:
+    with pytest.raises(PluginError, match=r"declares a kernel for op 'rms_nrm'(?s:.*)did you mean 'rms_norm'"):
+        registry("misspelt")
+
+
+def test_a_failing_predicate_names_its_backend() -> None:
+    with pytest.raises(PluginError, match=r"backend 'moody': .*moods failed on op add: ZeroDivisionError"):
+        registry("moody").choose(NodeView("add", ""))
 
 
 def test_without_a_kernel_the_error_says_what_each_backend_lacks() -> None:
