@@ -4,8 +4,8 @@ LLVM lowers them to whatever the processor has (one AVX512 register, two of AVX2
 them run everywhere, and since the lanes and the order of every sum are in the source, they give the same bits whatever
 the tile or the thread: LLVM is never allowed to reassociate.
 
-``F32``, ``I32`` and ``U8`` are the Numba types; ``+ - * / & | >> <<`` work on two vectors of one type. ``address``
-arguments need no alignment.
+``F32`` and ``U8`` are the Numba types; ``+ - * /`` work on two of the former, ``& | << >>`` on two of the latter.
+``address`` arguments need no alignment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, kind.ir)
 
 
-F32, I32, U8 = VectorType("f32", FLOAT), VectorType("i32", INT), VectorType("u8", BYTE)
+F32, I32, U8 = VectorType("f32", FLOAT), VectorType("i32", INT), VectorType("u8", BYTE)  # I32: only within functions
 MASK = ir.VectorType(ir.IntType(1), LANES)
 
 
@@ -59,11 +59,8 @@ def _define(operation: Callable[..., Any], kind: VectorType, instruction: str) -
 
 for _symbol, _instruction in {"add": "fadd", "sub": "fsub", "mul": "fmul", "truediv": "fdiv"}.items():
     _define(getattr(operator, _symbol), F32, _instruction)
-for _kind, _shift in (I32, "ashr"), (U8, "lshr"):
-    _integer = {"add": "add", "sub": "sub", "mul": "mul", "and_": "and_", "or_": "or_", "lshift": "shl"}
-    _integer["rshift"] = _shift
-    for _symbol, _instruction in _integer.items():
-        _define(getattr(operator, _symbol), _kind, _instruction)
+for _symbol, _instruction in {"and_": "and_", "or_": "or_", "lshift": "shl", "rshift": "lshr"}.items():
+    _define(getattr(operator, _symbol), U8, _instruction)
 
 
 # --- building blocks, for functions that emit instructions ---
