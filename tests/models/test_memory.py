@@ -18,19 +18,22 @@ import numba, tokenizers, llmcore.llm
 from llmcore import LLM, SamplingParams
 own = private()
 llm = LLM(sys.argv[1], backend="numba", threads=2)
-loaded = private() - own
-llm.generate("The capital of France is", SamplingParams(max_tokens=2))
-memory = llm.memory
-declared = memory.arena_bytes + memory.weights_repacked_bytes
-print(json.dumps({"loaded": loaded * 1024, "declared": declared, "mapped": memory.weights_mapped_bytes,
+tokens = llm.generate(list(range(1000, 1450)), SamplingParams(max_tokens=2, ignore_eos=True))[0]
+used = private() - own
+memory, sizes = llm.memory, llm.runner.sizes
+touched = -(-len(tokens.prompt_token_ids) // sizes.page_size) * memory.kv_bytes // sizes.pages
+declared = memory.arena_bytes + memory.weights_repacked_bytes + touched
+print(json.dumps({"used": used * 1024, "declared": declared, "mapped": memory.weights_mapped_bytes,
                   "torch": "torch" in sys.modules}))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="counts private memory as Linux does")
 def test_private_memory_of_a_loaded_model(smollm2_path):
-    result = subprocess.run([sys.executable, "-c", SCRIPT, smollm2_path], capture_output=True, text=True, check=True)
+    for _ in range(2):  # the first run compiles kernels where none are cached, and a compiler is no part of a model
+        command = [sys.executable, "-c", SCRIPT, smollm2_path]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["mapped"] > 96_000_000
-    assert found["loaded"] - found["declared"] < 60_000_000
+    assert found["used"] - found["declared"] < 60_000_000
     assert not found["torch"]  # the CPU path answers without importing it
