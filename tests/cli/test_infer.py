@@ -161,7 +161,7 @@ def test_logprobs_are_reported(
     from llmcore.engine.request import Delta, TokenLogprobs
 
     delta = Delta(0, "x", (5,), (TokenLogprobs(5, -0.5, ((5, -0.5), (6, -2.0))),), "stop")
-    stream: Callable[..., Any] = lambda *_: iter([delta])  # noqa: E731
+    stream: Callable[..., Any] = lambda *_, **__: iter([delta])  # noqa: E731
     monkeypatch.setattr(loader.llm, "stream", stream)
     llama_infer("--prompt", "hi", "--json", "sampling.logprobs=2")
     found = json.loads(capsys.readouterr().out)
