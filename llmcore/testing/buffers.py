@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.operand import aligned
 
 Array = np.ndarray[Any, Any]
@@ -15,6 +16,7 @@ FILL = (
     0x5A  # of guards and of memory that nobody has written: as floats about 1e16, finite and never a plausible result
 )
 LEAST_GUARD = 256  # bytes
+SCRATCH_GUARD = 16 << 10
 
 
 class KernelMismatch(AssertionError):
@@ -87,11 +89,42 @@ class Guarded:
         """Raises :class:`KernelMismatch` where a guard, or a value that is only to be read, has changed."""
         end = self._start + self.array.nbytes
         for zone, origin in ((self._block[: self._start], self._start), (self._block[end:], 0)):
-            changed = np.flatnonzero(zone != FILL)
-            if changed.size:
-                zone[...] = FILL  # scratch memory is used again: said once is enough
-                first = int(changed[0]) - origin
-                place = f"{-first} bytes before its start" if origin else f"{first} bytes past its end"
-                raise KernelMismatch(f"{self.name}: {changed.size} bytes outside it were overwritten, first {place}")
+            _check_zone(self.name, zone, origin)
         if self._before is not None and self.array.tobytes() != self._before:
             raise KernelMismatch(f"{self.name}: was changed, though the op only reads it")
+
+
+class Scratch:
+    """Scratch memory of several threads, each with guards on both sides.
+
+    A kernel finds its own by its number, ``SCRATCH_BYTES`` from one to the next. So it is told that its threads are the
+    numbers 0, ``STEP``, 2 ``STEP`` …, and what lies between belongs to threads that never come.
+    """
+
+    STEP = 2
+
+    def __init__(self, threads: int) -> None:
+        self.threads = (threads - 1) * self.STEP + 1  # as the kernel is told
+        block = aligned((self.threads + 2) * SCRATCH_BYTES)
+        self.address = int(block.ctypes.data) + SCRATCH_BYTES
+        starts = [(1 + number) * SCRATCH_BYTES for number in range(0, self.threads, self.STEP)]
+        self._before = [block[start - SCRATCH_GUARD : start] for start in starts]
+        self._behind = [block[start + SCRATCH_BYTES :][:SCRATCH_GUARD] for start in starts]
+        for zone in (*self._before, *self._behind):
+            zone[:] = FILL
+
+    def check(self) -> None:
+        """Raises :class:`KernelMismatch` where a guard has changed."""
+        for thread, zones in enumerate(zip(self._before, self._behind, strict=True)):
+            for zone, origin in zip(zones, (SCRATCH_GUARD, 0), strict=True):
+                _check_zone(f"scratch of thread {thread}", zone, origin)
+
+
+def _check_zone(name: str, zone: Array, origin: int) -> None:
+    """Raises :class:`KernelMismatch` where a guard has changed; ``origin``: the guard's size where it lies before."""
+    changed = np.flatnonzero(zone != FILL)
+    if changed.size:
+        zone[...] = FILL  # scratch memory is used again: said once is enough
+        first = int(changed[0]) - origin
+        place = f"{-first} bytes before its start" if origin else f"{first} bytes past its end"
+        raise KernelMismatch(f"{name}: {changed.size} bytes outside it were overwritten, first {place}")

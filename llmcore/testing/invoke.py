@@ -11,13 +11,12 @@ import numpy as np
 
 from llmcore import ops
 from llmcore.hookspecs import BackendInfo, KernelInfo
-from llmcore.native import SCRATCH_BYTES
 from llmcore.ops import OpSpec, Param
 from llmcore.plugins import Plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.registry.node import NodeView
 from llmcore.registry.operand import as_torch
-from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, dtype_of
+from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, Scratch, dtype_of
 from llmcore.testing.operands import Values
 from llmcore.weights.tensor import Tensor
 
@@ -29,7 +28,7 @@ class Machine:
     """The worker pools and the scratch memory that native kernels run with; made when the first one does."""
 
     def __init__(self) -> None:
-        self._pools: dict[int, tuple[WorkerPool, Guarded]] = {}
+        self._pools: dict[int, tuple[WorkerPool, Scratch]] = {}
 
     def run(self, function: int, operands: np.ndarray[Any, Any], threads: int, *, late: bool = False) -> None:
         """Runs the kernel at address ``function`` as a program of one row; ``operands[1]`` is filled in here.
@@ -40,15 +39,18 @@ class Machine:
         if threads not in self._pools:
             from llmcore.native.pool import WorkerPool
 
-            scratch = Guarded("scratch", (threads * SCRATCH_BYTES,), np.dtype(np.uint8))
-            self._pools[threads] = WorkerPool(threads), scratch
+            self._pools[threads] = WorkerPool(threads), Scratch(threads)
         pool, scratch = self._pools[threads]
         operands[1] = scratch.address
         if late:
             call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(function)
-            call(operands.ctypes.data, 0, threads)
+            call(operands.ctypes.data, 0, scratch.threads)
         else:
-            pool.run(np.array([[function, operands.ctypes.data]], np.int64))
+            from llmcore.testing.renumber import renumbered
+
+            counters = np.zeros(8, np.int64)  # of the row; the kernel's own are zero as they are
+            row = np.array([counters.ctypes.data, function, operands.ctypes.data, scratch.STEP], np.int64)
+            pool.run(np.array([[renumbered(), row.ctypes.data]], np.int64))
         scratch.check()
 
 

@@ -61,6 +61,20 @@ def add_past_its_scratch(operands, thread, threads):  # type: ignore[no-untyped-
         row = claim(operands)
 
 
+@native_kernel
+def add_past_first_scratch(operands, thread, threads):  # type: ignore[no-untyped-def]
+    """As if only thread 0 were short of memory: what it writes to is thread 1's."""
+    rows, width = dim(operands, 3), dim(operands, 4)
+    a, b, y = tensor(operands, 0), tensor(operands, 1), tensor(operands, 2)
+    row = claim(operands)
+    while row < rows:
+        if threads > 1:
+            store_i64(scratch(operands, 0) + SCRATCH_BYTES, 0)
+        for at in range(row * width * 4, (row + 1) * width * 4, 4):
+            store_f32(y + at, load_f32(a + at) + load_f32(b + at))
+        row = claim(operands)
+
+
 @inlined
 def _rope(operands, head_dim, interleaved):  # type: ignore[no-untyped-def]
     tokens, width, pairs = dim(operands, 5), dim(operands, 6), dim(operands, 8)
