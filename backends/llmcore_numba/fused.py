@@ -141,8 +141,8 @@ def classifier_argmax(operands, thread, _threads):
     work, out, slots = scratch(operands, thread), results_of(operands, thread), scratch(operands, 0) + SHARED
     size, stride = row_bytes(FORMAT, inner), stride_of(FORMAT, inner)
     block = rows_per_chunk(FORMAT, inner)
-    slots_wanted = (outer + block - 1) // block * tokens
-    rows = block * max(4, (slots_wanted * 8 + SHARED_BYTES - 1) // SHARED_BYTES)  # of a chunk: few enough slots
+    blocks, most_chunks = (outer + block - 1) // block, max(1, SHARED_BYTES // (8 * max(1, tokens)))
+    rows = block * max(4, (blocks + most_chunks - 1) // most_chunks)  # of a chunk: so many that the slots fit
     chunks = (outer + rows - 1) // rows if tokens else 0
     chunk = claim(operands)
     while chunk < chunks:

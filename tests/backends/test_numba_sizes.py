@@ -106,3 +106,16 @@ def test_what_would_not_fit_the_scratch_memory_is_refused(node: NodeView, said: 
     kernel, why = why_not(BACKEND, BACKEND.kernels, node)
     assert kernel is None
     assert said in why
+
+
+@pytest.mark.parametrize(("tokens", "vocab"), [(192, 49152), (96, 49152), (69, 151936), (147, 128256), (1, 49152)])
+def test_best_of_a_large_vocabulary(tokens: int, vocab: int, machine: Machine) -> None:
+    """Every chunk notes each token's best row in memory that all threads share; there is room for so many."""
+    dims = {"M": tokens, "K": 1, "N": vocab}
+    kernel, spec = _kernel("classifier_argmax", "F32"), ops.get("classifier_argmax")
+    values = make_values(spec, Case(dims), {"weight": "F32"}, "float32", 0)
+    weight = values.stored["weight"].numpy()[:, 0]
+    want = np.where(values.arrays["x"][:, 0] > 0, weight.argmax(), weight.argmin())
+    for threads in (1, 2):
+        got = execute(kernel, values, dims, {}, Setting(machine, threads=threads))["ids"]
+        np.testing.assert_array_equal(got, want)
