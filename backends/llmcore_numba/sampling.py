@@ -43,9 +43,11 @@ X, LIMIT, Y, R, V = operands_of("top_k")  # and top_p, min_p
 SAMPLE_PROBS, U, SAMPLE_IDS, SAMPLE_R, SAMPLE_V = operands_of("sample")
 
 DIGITS = ((20, 11), (10, 10), (0, 10))  # shift and width of each, of 31 bits
+LARGEST_DIGIT = 0x7F7  # the first of a finite number; those of infinity and NaN are larger
 BINS = 2048
 BLOCK = 256  # probabilities that sample() sums at a time
 LOWEST = np.float32(-np.inf)
+FINITE = np.float32(3.4028235e38)  # the largest
 
 
 @inlined
@@ -63,7 +65,7 @@ def largest_of(x, size):
 
 @inlined
 def keep(x, y, size, bound):
-    """``y = x`` where it is at least ``bound``, else 0; then scaled to a sum of one."""
+    """``y = x`` where it is at least ``bound``, else (and for NaN) 0; then scaled to a sum of one."""
     bounds, sums = splat(bound), zeros()
     whole = size & ~15
     rest = size - whole
@@ -80,7 +82,9 @@ def keep(x, y, size, bound):
 
 @inlined
 def scale(y, size, divisor):
-    """Divides ``size`` float32 by ``divisor``."""
+    """Divides ``size`` float32 by ``divisor``; leaves them where it is 0, the sum of nothing."""
+    if divisor == 0:
+        return
     divisors = splat(divisor)
     whole = size & ~15
     for i in range(0, whole, 16):
@@ -90,10 +94,17 @@ def scale(y, size, divisor):
 
 
 @inlined
+def chance(address):
+    """The probability at an address, 0 for NaN."""
+    value = load_f32(address)
+    return value if value > np.float32(0) else np.float32(0)
+
+
+@inlined
 def bound_of(x, size, limit, by_mass, work):
     """The smallest probability such that all larger ones together number (or weigh: ``by_mass``) less than ``limit``.
 
-    At least the largest one. ``work``: scratch memory of ``BINS`` float64.
+    At least the largest one; 0 where none is positive. ``work``: scratch memory of ``BINS`` float64.
     """
     bins = array(work, BINS, np.float64)
     prefix = 0
@@ -103,8 +114,8 @@ def bound_of(x, size, limit, by_mass, work):
         for i in range(size):
             bits = max(load_i32(x + i * 4), 0)
             if bits >> (shift + width) == prefix:
-                bins[bits >> shift & ((1 << width) - 1)] += load_f32(x + i * 4) if by_mass else 1.0
-        digit, found, before = (1 << width) - 1, 0, above
+                bins[bits >> shift & ((1 << width) - 1)] += chance(x + i * 4) if by_mass else 1.0
+        digit, found, before = min((1 << width) - 1, LARGEST_DIGIT), 0, above
         chosen = False
         while digit >= 0 and (before < limit or not chosen):
             if bins[digit] > 0.0:
@@ -125,10 +136,19 @@ def argmax(operands, _thread, _threads):
         x = logits + row * vocab * 4
         best = largest_of(x, vocab)
         index = 0
-        while index < vocab and load_f32(x + index * 4) != best:
+        while best > LOWEST and load_f32(x + index * 4) != best:  # NaN and minus infinity alone: 0
             index += 1
-        store_i32(ids + row * 4, index if index < vocab else 0)
+        store_i32(ids + row * 4, index)
         row = claim(operands)
+
+
+@inlined
+def power(x, high, temperature):
+    """``exp((x - high) / temperature)``, the difference first: a quotient of logits may overflow.
+
+    1 for a logit above ``high``, which is infinite; 0 for NaN. ``temperature`` is negated.
+    """
+    return exp(larger(high - larger(x, splat(LOWEST)), zeros()) / temperature)
 
 
 @native_kernel
@@ -140,15 +160,15 @@ def softmax(operands, _thread, _threads):
     row = claim(operands)
     while row < rows:
         x, y = logits + row * vocab * 4, probs + row * vocab * 4
-        divisor = load_f32(temperature + row * 4)
-        divisors, high = splat(divisor), splat(largest_of(x, vocab) / divisor)
+        divisors = splat(-load_f32(temperature + row * 4))
+        high = splat(min(max(largest_of(x, vocab), -FINITE), FINITE))
         sums = zeros()
         for i in range(0, whole, 16):
-            weights = exp(load(x + i * 4) / divisors - high)
+            weights = power(load(x + i * 4), high, divisors)
             store(y + i * 4, weights)
             sums = sums + weights
         if rest:
-            weights = exp(load_first(x + whole * 4, rest) / divisors - high)
+            weights = power(load_first(x + whole * 4, rest), high, divisors)
             store_first(y + whole * 4, weights, rest)
             sums = sums + first_or(weights, rest, zeros())
         scale(y, vocab, total(sums))
@@ -194,22 +214,25 @@ def min_p(operands, _thread, _threads):
 
 @inlined
 def block_sum(x, first, end):
-    """The sum in float64 of float32 ``first`` … ``end``, in four chains of additions."""
+    """The sum in float64 of probabilities ``first`` … ``end``, in four chains of additions."""
     a, b, c, d = 0.0, 0.0, 0.0, 0.0
     whole = first + ((end - first) & ~3)
     for i in range(first, whole, 4):
-        a += load_f32(x + i * 4)
-        b += load_f32(x + i * 4 + 4)
-        c += load_f32(x + i * 4 + 8)
-        d += load_f32(x + i * 4 + 12)
+        a += chance(x + i * 4)
+        b += chance(x + i * 4 + 4)
+        c += chance(x + i * 4 + 8)
+        d += chance(x + i * 4 + 12)
     for i in range(whole, end):
-        a += load_f32(x + i * 4)
+        a += chance(x + i * 4)
     return (a + b) + (c + d)
 
 
 @inlined
 def draw(x, size, u):
-    """The first index whose cumulative probability exceeds ``u`` of the whole: first its block, then within."""
+    """The first index whose cumulative probability exceeds ``u`` of the whole: first its block, then within.
+
+    0 where the whole is nothing.
+    """
     whole = 0.0
     for first in range(0, size, BLOCK):
         whole += block_sum(x, first, min(first + BLOCK, size))
@@ -221,7 +244,7 @@ def draw(x, size, u):
         if reached + within > target:
             running = reached
             for i in range(first, end):
-                p = load_f32(x + i * 4)
+                p = chance(x + i * 4)
                 running += p
                 if p > 0:
                     last = i

@@ -2,6 +2,10 @@
 
 Filters take and return probabilities that sum to one, in the order softmax → top_k → top_p → min_p → sample. A
 parameter value that means "off" (``k <= 0``, ``p >= 1`` for top_p, ``p <= 0`` for min_p) leaves its row as it is.
+
+Every row yields a token, whatever a broken model or a ban of all tokens makes of it. NaN is what cannot be chosen:
+minus infinity as a logit, zero as a probability. A row in which nothing can be chosen is all zeros for the filters,
+which leave it so, and its token is 0.
 """
 
 from __future__ import annotations
@@ -17,9 +21,10 @@ if TYPE_CHECKING:
 
 @op(inputs=["logits: f32[R, V]"], outputs=["ids: i32[R]"], cases=cases.argmax)
 def argmax(logits: Tensor) -> Tensor:
-    """The index of each row's largest value, the lowest index among equals."""
+    """The index of each row's largest value, the lowest index among equals; 0 where there is no value but NaN."""
     import torch
 
+    logits = torch.where(logits.isnan(), float("-inf"), logits)
     best = logits.amax(-1, keepdim=True)
     index = torch.arange(logits.shape[1], device=logits.device)
     return torch.where(logits == best, index, logits.shape[1]).amin(-1).to(torch.int32)
@@ -32,8 +37,16 @@ def argmax(logits: Tensor) -> Tensor:
     cases=cases.softmax,
 )
 def softmax(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Softmax of ``logits / temperature``; temperature must be positive."""
-    return (logits.float() / temperature[:, None]).softmax(-1)
+    """Softmax of ``logits / temperature``; temperature must be positive, and may be as small as a float32 can be.
+
+    Infinite logits share all of the probability.
+    """
+    import torch
+
+    finite = torch.finfo(torch.float32)
+    logits = logits.float().nan_to_num(nan=float("-inf"), posinf=finite.max, neginf=float("-inf"))
+    below = logits - logits.amax(-1, keepdim=True).clamp(min=finite.min)  # before it is divided: that may overflow
+    return _normalised((below / temperature[:, None]).exp())
 
 
 @op(
@@ -44,12 +57,12 @@ def softmax(logits: Tensor, temperature: Tensor) -> Tensor:
 )
 def top_k(probs: Tensor, k: Tensor) -> Tensor:
     """Keeps every row's ``k`` most probable tokens (all that tie with the k-th) and renormalises (Fan et al. 2018)."""
-    vocab = probs.shape[1]
+    probs, vocab = _choosable(probs), probs.shape[1]
     count = k.long().clamp(max=vocab)
     ranked = probs.sort(-1, descending=True).values
     threshold = ranked.gather(1, (count - 1).clamp(min=0)[:, None])
     kept = probs * ((probs >= threshold) | (count <= 0)[:, None])
-    return kept / kept.sum(-1, keepdim=True)
+    return _normalised(kept)
 
 
 @op(
@@ -63,12 +76,13 @@ def top_p(probs: Tensor, p: Tensor) -> Tensor:
 
     Nucleus sampling, Holtzman et al. 2019 (arXiv:1904.09751). At least one token stays.
     """
+    probs = _choosable(probs)
     ranked = probs.double().sort(-1, descending=True).values
     before = ranked.cumsum(-1) - ranked  # the mass of all tokens ranked above
     last = (before < p.double()[:, None]).sum(-1).clamp(min=1) - 1
     threshold = ranked.gather(1, last[:, None]).float()
     kept = probs * ((probs >= threshold) | (p >= 1)[:, None])
-    return kept / kept.sum(-1, keepdim=True)
+    return _normalised(kept)
 
 
 @op(
@@ -82,19 +96,37 @@ def min_p(probs: Tensor, p: Tensor) -> Tensor:
 
     Nguyen et al. 2024 (arXiv:2407.01082).
     """
+    probs = _choosable(probs)
     kept = probs * (probs >= p[:, None] * probs.amax(-1, keepdim=True))
-    return kept / kept.sum(-1, keepdim=True)
+    return _normalised(kept)
 
 
 @op(inputs=["probs: f32[R, V]", "u: f32[R]"], outputs=["ids: i32[R]"], cases=cases.sample)
 def sample(probs: Tensor, u: Tensor) -> Tensor:
     """Inverse-transform sampling: the first index whose cumulative probability exceeds ``u`` in [0, 1).
 
-    A token of probability zero is never drawn.
+    A token of probability zero is never drawn, but for token 0 where all are.
     """
     import torch
 
+    probs, vocab = _choosable(probs), probs.shape[1]
     total = probs.double().cumsum(-1)
     reached = total > u.double()[:, None] * total[:, -1:]
-    index = torch.arange(probs.shape[1], device=probs.device)
-    return torch.where(reached & (probs > 0), index, probs.shape[1]).amin(-1).to(torch.int32)
+    index = torch.arange(vocab, device=probs.device)
+    first = torch.where(reached & (probs > 0), index, vocab).amin(-1)
+    return torch.where(first < vocab, first, 0).to(torch.int32)
+
+
+def _choosable(probs: Tensor) -> Tensor:
+    """``probs`` with zero for NaN."""
+    import torch
+
+    return torch.where(probs > 0, probs, 0.0)
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    """Rows that sum to one; a row of zeros stays."""
+    import torch
+
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total > 0, total, 1.0)

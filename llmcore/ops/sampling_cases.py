@@ -51,12 +51,29 @@ def _edges(name: str, values: Sequence[float], dtype: str) -> Case:
     return Case({"R": len(values), "V": len(SIXTEENTHS)}, inputs=make, note="ties and edges")
 
 
+def _broken(name: str, values: Sequence[float], dtype: str) -> Case:
+    """For each of ``values`` a row of zeros, one of NaN, and two in which some tokens can be chosen."""
+    nan = float("nan")
+    rows = ((0.0,) * 20, (nan,) * 20, (nan, 0.25, *(0.0,) * 16, 0.5, nan), (*(nan, -nan) * 9, 0.0, 0.75))
+
+    def make(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:  # noqa: ARG001  # nothing is random
+        import numpy as np
+
+        return {
+            "probs": np.tile(np.array(rows, np.float32), (len(values), 1)),
+            name: np.repeat(np.array(values, dtype), len(rows)),
+        }
+
+    return Case({"R": len(rows) * len(values), "V": 20}, inputs=make, note="zeros and NaN")
+
+
 def _filter_cases(
     name: str, typical: Sequence[float], edges: Sequence[float], dtype: str = "float32"
 ) -> Iterator[Case]:
     for rows, vocab in SHAPES:
         yield Case({"R": rows, "V": vocab}, inputs=_cycled(name, typical, dtype))
     yield _edges(name, edges, dtype)
+    yield _broken(name, typical, dtype)
 
 
 def top_k() -> Iterator[Case]:
@@ -97,11 +114,23 @@ def _tied_logits(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str,
     return {"logits": logits}
 
 
+def _broken_logits(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    """Rows of NaN, of minus infinity and of both, a row with NaN beside numbers, and one with infinities."""
+    import numpy as np
+
+    logits = _logits(dims, rng)
+    logits[:3, ::2], logits[:3, 1::2] = ((np.nan,), (-np.inf,), (np.nan,)), ((np.nan,), (-np.inf,), (-np.inf,))
+    logits[3, ::3] = np.nan
+    logits[4, 5::7] = np.inf
+    return {"logits": logits}
+
+
 def argmax() -> Iterator[Case]:
-    """Random rows, and rows with several maxima."""
+    """Random rows, rows with several maxima, rows without one."""
     for rows, vocab in (*SHAPES, (2, 49152)):
         yield Case({"R": rows, "V": vocab})
     yield Case({"R": 9, "V": 41}, inputs=_tied_logits, note="ties")
+    yield Case({"R": 5, "V": 41}, inputs=_broken_logits, note="NaN and infinities")
 
 
 def _temperatures(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
@@ -120,8 +149,25 @@ def _extreme_logits(dims: Mapping[str, int], rng: np.random.Generator) -> dict[s
     return {"logits": logits, "temperature": (1 + rng.random(dims["R"])).astype("float32")}
 
 
+def _broken_softmax(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    import numpy as np
+
+    return {**_broken_logits(dims, rng), "temperature": np.ones(dims["R"], np.float32)}
+
+
+def _tiny_temperatures(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    """So small that a quotient of logits overflows; as many rows with ties for the first place as without."""
+    import numpy as np
+
+    logits = _logits(dims, rng)
+    logits[::2] = np.round(logits[::2] / 10)
+    return {"logits": logits, "temperature": np.resize(np.array((1e-30, 1e-38, 1e-44), np.float32), dims["R"])}
+
+
 def softmax() -> Iterator[Case]:
-    """Usual temperatures and near-greedy ones, logits that overflow, banned tokens."""
+    """Usual temperatures and near-greedy ones, logits or quotients that overflow, banned tokens, broken rows."""
     for rows, vocab in SHAPES:
         yield Case({"R": rows, "V": vocab}, inputs=_temperatures)
     yield Case({"R": 5, "V": 64}, inputs=_extreme_logits, note="extreme logits")
+    yield Case({"R": 6, "V": 41}, inputs=_tiny_temperatures, note="tiny temperatures")
+    yield Case({"R": 5, "V": 41}, inputs=_broken_softmax, note="NaN and infinities")

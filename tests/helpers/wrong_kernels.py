@@ -111,6 +111,10 @@ def dense_transposed(tensor: Any) -> Array:
 
 
 def argmax(logits: Array, ids: Array) -> None:
+    ids[...] = np.where(np.isnan(logits), -np.inf, logits).argmax(-1)
+
+
+def argmax_prefers_nan(logits: Array, ids: Array) -> None:
     ids[...] = logits.argmax(-1)
 
 

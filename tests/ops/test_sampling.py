@@ -129,3 +129,49 @@ def test_argmax_takes_the_first_of_equals() -> None:
     got = ops.get("argmax").reference(logits)
     assert got.dtype == torch.int32
     assert got.tolist() == [1, 1, 0]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [([NAN, NAN], 0), ([NAN, 1.0, NAN, 3.0], 3), ([-INF, -INF], 0), ([NAN, -INF], 0), ([1.0, INF, INF], 1)],
+)
+def test_argmax_of_broken_rows(row: list[float], want: int) -> None:
+    assert ops.get("argmax").reference(torch.tensor([row])).tolist() == [want]
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        ([NAN, NAN], [0.0, 0.0]),
+        ([-INF, -INF], [0.0, 0.0]),
+        ([NAN, 2.0, NAN, 2.0], [0.0, 0.5, 0.0, 0.5]),
+        ([INF, 1.0, INF, -INF], [0.5, 0.0, 0.5, 0.0]),
+    ],
+)
+def test_softmax_of_broken_rows(row: list[float], want: list[float]) -> None:
+    assert ops.get("softmax").reference(torch.tensor([row]), torch.ones(1)).tolist() == [want]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45])
+def test_softmax_of_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    got = ops.get("softmax").reference(torch.tensor([[30.0, 1.0, 30.0, -30.0]]), filled(temperature, 1))
+    assert got.tolist() == [[0.5, 0.0, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [([0.0, 0.0], 0), ([NAN, NAN], 0), ([NAN, 0.0, 0.5], 2), ([0.0, 0.25, 0.0, NAN], 1)],
+)
+@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
+def test_sample_of_broken_rows(row: list[float], want: int, u: float) -> None:
+    assert ops.get("sample").reference(torch.tensor([row]), filled(u, 1)).tolist() == [want]
+
+
+@pytest.mark.parametrize(("op", "value"), [("top_k", 1), ("top_p", 0.5), ("min_p", 0.5), ("top_k", 0), ("top_p", 1.0)])
+def test_filters_leave_rows_of_nothing(op: str, value: float) -> None:
+    limit = filled(value, 3, torch.int32 if op == "top_k" else torch.float32)
+    rows = torch.tensor([[0.0, 0.0, 0.0], [NAN, NAN, NAN], [NAN, 0.0, 0.25]])
+    assert ops.get(op).reference(rows, limit).tolist() == [[0.0] * 3, [0.0] * 3, [0.0, 0.0, 1.0]]
