@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from llmcore.errors import LlmcoreError
 from llmcore.native import SCRATCH_BYTES
 from llmcore.native.compiling import compiled, inlined
 from llmcore.native.memory import (
@@ -122,14 +123,17 @@ def _run(control: int, table: Table, threads: int) -> None:
 
 
 def _announce(control: int, threads: int) -> int:
-    """Keeps workers from going to sleep before the next run; returns how many are asleep and must be woken."""
+    """Keeps workers from going to sleep before the next run; returns how many are asleep and must be woken.
+
+    Those that an interrupted run has announced to, and not woken, are among them.
+    """
     exchange(control + ANNOUNCED, load_i64(control + STATE) + 1)
     woken = 0
     for thread in range(1, threads):
         line = _line(control, thread)
         if load_ordered(line + PARKED) != 0 and exchange(line + PARKED, 0) != 0:
             store_i64(line + WOKEN, 1)
-            woken += 1
+        woken += load_i64(line + WOKEN)
     return woken
 
 
@@ -178,11 +182,15 @@ def _work(block: Table, thread: int, threads: int, bell: threading.Lock) -> None
 def _stop(block: Table, workers: list[threading.Thread], bells: list[threading.Lock]) -> None:
     block[STOP // 8] = 1
     for bell in bells:
-        if bell.locked():
-            bell.release()
+        _release(bell)
     for worker in workers:
-        if worker is not threading.current_thread():
+        if worker.ident is not None and worker is not threading.current_thread():
             worker.join()
+
+
+def _release(bell: threading.Lock) -> None:
+    if bell.locked():  # else it has been rung already, and nobody has come yet
+        bell.release()
 
 
 def _aligned_words(nbytes: int) -> Table:
@@ -190,11 +198,16 @@ def _aligned_words(nbytes: int) -> Table:
     return block[-block.ctypes.data % LINE // 8 :][: nbytes // 8]
 
 
+class PoolClosedError(LlmcoreError, RuntimeError):
+    """A program is run on a pool that is closed."""
+
+
 class WorkerPool:
     """Runs tables of native kernels on ``threads`` threads, the caller's included.
 
     Workers are started by the first run, are daemons, and sleep between requests. Several threads may share a pool (one
-    run at a time), and several pools may exist. A forked child has no workers; its first run starts its own.
+    run at a time), and several pools may exist. A forked child has no workers; its first run starts its own. An
+    exception in the middle of a run (an interrupt, say) leaves the pool as good as before.
 
     Attributes:
         threads: threads that take part, the caller included.
@@ -215,45 +228,61 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._block = _aligned_words(THREADS + self.threads * LINE)
         self._control = int(self._block.ctypes.data)
-        self._bells: list[threading.Lock] = []
-        self._workers: list[threading.Thread] = []
+        self._bells = [threading.Lock() for _ in range(1, self.threads)]
+        self._workers = [self._worker(thread) for thread in range(1, self.threads)]
+        self._complete = self.threads == 1
         self._finalizer = weakref.finalize(self, _stop, self._block, self._workers, self._bells)
 
+    def _worker(self, thread: int) -> threading.Thread:
+        bell = self._bells[thread - 1]
+        bell.acquire()
+        arguments = (self._block, thread, self.threads, bell)
+        return threading.Thread(target=_work, args=arguments, name=f"llmcore-{thread}", daemon=True)
+
     def _start_workers(self) -> None:
-        for thread in range(len(self._workers) + 1, self.threads):
-            bell = threading.Lock()
-            bell.acquire()
-            arguments = (self._block, thread, self.threads, bell)
-            worker = threading.Thread(target=_work, args=arguments, name=f"llmcore-{thread}", daemon=True)
-            worker.start()
-            self._bells.append(bell)
-            self._workers.append(worker)
+        """Starts those that an earlier attempt, if it was interrupted, has not: never two of one number."""
+        for worker in self._workers:
+            if worker.ident is None:
+                worker.start()
+        self._complete = True
 
     def run(self, table: Table) -> None:
         """Runs every row of ``table`` (int64 [n, 2]: function address, operands address), one after the other.
 
         Returns when all are done. The counters that the operands point to are set to zero first.
+
+        Raises:
+            PoolClosedError: the pool is closed.
         """
         assert table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == 2 and table.flags.c_contiguous
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid and self._finalizer.alive:
             self._start_over()
         with self._lock:
-            assert self._finalizer.alive, "the pool is closed"
-            if len(self._workers) < self.threads - 1:
+            if not self._finalizer.alive:
+                raise PoolClosedError("the worker pool is closed", remedy="run before closing it, or make another one")
+            if not self._complete:
                 self._start_workers()
-            if self._announce(self._control, self.threads):
-                self._ring()
-            self._run(self._control, table, self.threads)
+            try:
+                if self._announce(self._control, self.threads):
+                    self._ring()
+                self._run(self._control, table, self.threads)
+            except BaseException:
+                self._block[ANNOUNCED // 8] = 0  # else workers would await the run that has not come
+                raise
 
     def _ring(self) -> None:
+        """Wakes those that ``_announce`` has counted. If it is interrupted, a bell may ring twice, but not never."""
         for thread in range(1, self.threads):
             word = (THREADS + thread * LINE + WOKEN) // 8
             if self._block[word]:
+                _release(self._bells[thread - 1])
                 self._block[word] = 0
-                self._bells[thread - 1].release()
 
     def close(self) -> None:
         """Ends the workers and waits for them; a second call does nothing."""
+        if os.getpid() != self._pid:  # a forked child: its workers, and whoever held the lock, are its parent's
+            self._finalizer.detach()
+            return
         with self._lock:
             self._finalizer()
 

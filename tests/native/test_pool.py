@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmcore.errors import LlmcoreError
 from llmcore.native.abi import array, claim, dim, fetch_add, native_kernel, scratch, tensor
-from llmcore.native.pool import WorkerPool
+from llmcore.native.pool import PoolClosedError, WorkerPool
 
 
 @native_kernel
@@ -99,16 +100,29 @@ def test_ten_thousand_runs(threads: int) -> None:
             Chain(pool, seed).check(runs=100)
 
 
+def worker_takes_part(pool: WorkerPool, most: int = 10_000) -> bool:
+    """Runs until some row has been seen by two threads, or for ``most`` runs."""
+    word, claims = np.zeros(1, np.int64), np.zeros(2, np.int64)
+    operands = np.array([claims.ctypes.data, pool.scratch, word.ctypes.data], np.int64)
+    table = np.array([[count(), operands.ctypes.data]] * 1000, np.int64)
+    runs = 0
+    while word[0] <= 1000 * runs and runs < most:
+        pool.run(table)
+        runs += 1
+    return bool(word[0] > 1000 * runs)
+
+
+def cpu_while_idle(seconds: float = 0.3) -> float:
+    """Processor time that this process uses in ``seconds`` of waiting, after a moment for workers to settle."""
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(seconds)
+    return time.process_time() - before
+
+
 def test_workers_take_part() -> None:
     with WorkerPool(2) as pool:
-        word, claims = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        operands = np.array([claims.ctypes.data, pool.scratch, word.ctypes.data], np.int64)
-        table = np.array([[count(), operands.ctypes.data]] * 1000, np.int64)
-        runs = 0
-        while word[0] <= 1000 * runs and runs < 10_000:  # until some row has been seen by both threads
-            pool.run(table)
-            runs += 1
-        assert word[0] > 1000 * runs
+        assert worker_takes_part(pool)
 
 
 def test_an_empty_table_and_reuse_after_a_pause() -> None:
@@ -122,10 +136,73 @@ def test_an_empty_table_and_reuse_after_a_pause() -> None:
 def test_idle_workers_burn_no_cpu() -> None:
     with WorkerPool(3) as pool:
         Chain(pool, 1).check(runs=10)
+        assert cpu_while_idle() < 0.1  # one spinning thread would have used 0.3
+
+
+@pytest.mark.parametrize("step", ["_start_workers", "_announce", "_ring", "_run"])
+def test_a_pool_outlives_an_interrupt(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between any two steps of a run: idle workers sleep, and take part in the next one."""
+
+    def interrupted(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with WorkerPool(2) as pool:
+        if step != "_start_workers":
+            Chain(pool, 1).check(runs=3)
+            time.sleep(0.05)  # the worker goes to sleep
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pool, step, interrupted)
+            pool.run(np.empty((0, 2), np.int64))
+        assert cpu_while_idle() < 0.1
+        assert worker_takes_part(pool)
+        Chain(pool, 2).check(runs=3)
+
+
+def test_an_interrupt_while_a_bell_is_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    with WorkerPool(2) as pool:
+        Chain(pool, 1).check(runs=3)
         time.sleep(0.05)
-        before = time.process_time()
-        time.sleep(0.3)
-        assert time.process_time() - before < 0.1  # one spinning thread would have used 0.3
+
+        class Interrupting:
+            """Interrupts just after it has rung."""
+
+            bell = pool._bells[0]
+            locked = bell.locked
+
+            def release(self) -> None:
+                self.bell.release()
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pool, "_bells", [Interrupting()])
+            pool.run(np.empty((0, 2), np.int64))
+        for _ in range(3):
+            assert cpu_while_idle() < 0.1
+            assert worker_takes_part(pool)
+
+
+def test_workers_are_started_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt after one of them was started: the next run starts the others, not the first again."""
+    with WorkerPool(3) as pool:
+
+        def interrupted() -> None:
+            raise KeyboardInterrupt
+
+        before = threading.active_count()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pool._workers[1], "start", interrupted)
+            Chain(pool, 1).check(runs=1)
+        Chain(pool, 1).check(runs=20)
+        assert threading.active_count() == before + 2
+
+
+def test_a_closed_pool_says_so() -> None:
+    pool = WorkerPool(2)
+    Chain(pool, 1).check(runs=1)
+    pool.close()
+    with pytest.raises(PoolClosedError, match="the worker pool is closed") as caught:
+        pool.run(np.empty((0, 2), np.int64))
+    assert isinstance(caught.value, LlmcoreError)
 
 
 def test_callers_share_a_pool_and_pools_exist_side_by_side() -> None:
@@ -177,7 +254,14 @@ Chain(pool, 2).check(runs=3)
 if child == 0:
     pool.close()
     os._exit(0)
-sys.exit(os.waitpid(child, 0)[1])
+failed = os.waitpid(child, 0)[1]
+with pool._lock:  # as if another thread ran a program
+    child = os.fork()
+    if child == 0:
+        pool.close()
+        os._exit(0)
+    failed |= os.waitpid(child, 0)[1]
+sys.exit(failed)
 """
     command = [sys.executable, "-W", "ignore", "-c", script, str(Path(__file__).parent)]
     subprocess.run(command, check=True, timeout=60)
