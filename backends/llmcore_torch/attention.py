@@ -1,9 +1,10 @@
-"""Paged attention, one sequence at a time, through torch's scaled-dot-product attention."""
+"""Paged attention, one sequence at a time, as plain matrix products."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+
+QUERIES = 64  # rows of scores at a time: they are as long as the sequence
 
 
 def kv_write(
@@ -44,17 +45,21 @@ def attention(
 
 
 def _attend(q: torch.Tensor, cached: torch.Tensor, *, scale: float) -> torch.Tensor:
-    """One sequence: ``q`` [count, H · head_dim] are its last tokens, ``cached`` [2, L, G, head_dim] all of them."""
+    """One sequence: ``q`` [count, H · head_dim] are its last tokens, ``cached`` [2, L, G, head_dim] all of them.
+
+    On a CPU in float64, some queries at a time: a query's result then does not depend on how the prompt was cut.
+    """
     _, length, kv_heads, head_dim = cached.shape
     count = q.shape[0]
-    queries = q.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3)  # [G, H / G, count, head_dim]
-    keys, values = (
-        side.transpose(0, 1)[:, None].expand(-1, queries.shape[1], -1, -1) for side in cached
-    )  # [G, H / G, L, head_dim], the heads of a group share memory
-    mask = None
-    if 1 < count < length:  # torch's own causal mask aligns the first query with the first key: wrong with a past
-        position = torch.arange(length - count, length, device=q.device)[:, None]
-        mask = torch.arange(length, device=q.device) <= position  # [count, L]
-    causal = 1 < count == length
-    out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale)
-    return out.permute(2, 0, 1, 3).reshape(count, -1)
+    wide = torch.float64 if q.device.type == "cpu" else torch.float32
+    queries = q.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3).to(wide)  # [G, H / G, count, head_dim]
+    keys, values = (side.transpose(0, 1)[:, None].to(wide) for side in cached)  # [G, 1, L, head_dim]
+    index = torch.arange(length, device=q.device)
+    out = torch.empty_like(queries)
+    for start in range(0, count, QUERIES):
+        part = slice(start, min(start + QUERIES, count))
+        position = index[length - count :][part, None]  # [queries, 1]
+        scores = queries[:, :, part] @ keys.transpose(-1, -2) * scale  # [G, H / G, queries, L]
+        scores.masked_fill_(index > position, float("-inf"))
+        out[:, :, part] = scores.softmax(-1) @ values
+    return out.permute(2, 0, 1, 3).reshape(count, -1).to(q.dtype)

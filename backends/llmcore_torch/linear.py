@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from llmcore.weights.tensor import Tensor as StoredTensor
 
+BLOCK = 16  # rows
+
 
 def dense(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Packs a weight of any format as float32 in its own shape: layout ``dense-f32``, version 1."""
@@ -17,8 +19,17 @@ def dense(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
-    """``y = x @ weight.T + bias`` in float32, written straight into ``y``."""
-    if bias is None:
-        torch.mm(x, weight.t(), out=y)
+    """``y = x @ weight.T + bias`` in float32.
+
+    A few rows are computed as part of a block of ``BLOCK``: BLAS sums in another order for a single row than for many,
+    and a row's result should not depend on its company.
+    """
+    rows = x.shape[0]
+    if rows >= BLOCK or x.device.type != "cpu":
+        product = torch.mm(x, weight.t(), out=y)
     else:
-        torch.addmm(bias, x, weight.t(), out=y)
+        block = x.new_zeros(BLOCK, x.shape[1])
+        block[:rows] = x
+        product = y.copy_(torch.mm(block, weight.t())[:rows])
+    if bias is not None:
+        product.add_(bias)

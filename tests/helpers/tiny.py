@@ -135,7 +135,7 @@ def make_tiny(
 
 
 def _randomize(model: Any, generator: Any) -> None:
-    """Norms around 1, biases of the size of what they are added to, linears that keep activations around 1."""
+    """Norms around 1, biases of the size of what they are added to, activations and logits around 1."""
     import torch
 
     with torch.no_grad():
@@ -146,9 +146,11 @@ def _randomize(model: Any, generator: Any) -> None:
             elif name.endswith("bias"):
                 tensor.copy_(0.7 * noise)
             elif "embed_tokens" in name:
-                tensor.copy_(0.5 * noise)
+                tensor.copy_(0.15 * noise)  # it may be the classifier too
+            elif name.startswith("lm_head"):
+                tensor.copy_(0.15 * noise)
             else:
-                tensor.copy_(noise * 1.6 / tensor.shape[1] ** 0.5)
+                tensor.copy_(noise * 1.3 / tensor.shape[1] ** 0.5)
 
 
 def _write_old_config(path: Path) -> None:
