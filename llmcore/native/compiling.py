@@ -1,16 +1,19 @@
 """Compiling native kernels: lazily, each once per machine, into the cache directory.
 
-Compiled code is kept in ``<cache>/kernels/<key>``. The key is a hash over the sources of the kernels (Numba itself does
-not notice a change in a callee of another file), the versions of Python, Numba and llvmlite, and the processor's name
-and features. The files are unpickled when loaded, hence the private folder.
+Compiled code is kept in ``<cache>/kernels/<package>-<key>``. The key is a hash over the sources of the kernels (Numba
+itself does not notice a change in a callee of another file), the versions of Python, Numba and llvmlite, and the
+processor's name and features. The files are unpickled when loaded, hence the private folder. A folder that no process
+has asked for in a month goes when the same package needs a new one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import threading
+import time
 import types as python_types
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +31,9 @@ from llmcore.weights.cachedir import subfolder
 
 Function = Callable[..., Any]
 KERNEL_TYPE = "void(int64, int64, int64)"
+UNUSED_DAYS = 30
+
+_CACHE_SETTING = threading.RLock()
 
 inlined = numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Decorates a helper of kernels: compiled as a part of whatever calls it, and not callable from Python."""
@@ -62,15 +68,35 @@ def cache_folder(module: str) -> Path | None:
         f"{sys.version} {numba.__version__} {llvmlite.__version__} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}"
     )
     digest.update(f"{versions} {host.get_host_cpu_name()} {features}".encode())
+    package = module.partition(".")[0]
     try:
-        folder = subfolder("kernels") / digest.hexdigest()[:20]
+        folder = subfolder("kernels") / f"{package}-{digest.hexdigest()[:20]}"
+        if not folder.exists():
+            _prune(folder.parent, package)
         folder.mkdir(mode=0o700, exist_ok=True)
+        os.utime(folder)  # when it was last of use
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"{folder} is not writable", remedy="name another folder with LLMCORE_CACHE")
     except (ConfigError, OSError) as error:
         warnings.warn(f"compiled kernels are not kept: {error}", CompileWarning, stacklevel=3)
         return None
     return folder
+
+
+def _prune(kernels: Path, package: str) -> None:
+    """Removes what ``package`` compiled long ago: each change of its sources, or of a version, leaves a folder behind.
+
+    A folder is renamed first: another process finds it whole or not at all, and compiles anew.
+    """
+    long_ago = time.time() - UNUSED_DAYS * 24 * 3600
+    for old in kernels.glob(f"{package}-{'[0-9a-f]' * 20}"):
+        doomed = old.with_name(f".{old.name}.{os.getpid()}")
+        try:
+            if old.stat().st_mtime < long_ago:
+                old.rename(doomed)
+        except OSError:  # another process is just as far
+            continue
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _folder_for(function: Function) -> Path | None:
@@ -80,14 +106,15 @@ def _folder_for(function: Function) -> Path | None:
 
 @contextmanager
 def _caching_in(folder: Path | None) -> Iterator[None]:
-    """Numba takes the place for its files from a process-wide setting; it is ours only inside this block."""
-    before = numba.config.CACHE_DIR
-    if folder is not None:
-        numba.config.CACHE_DIR = str(folder)
-    try:
-        yield
-    finally:
-        numba.config.CACHE_DIR = before
+    """Numba takes the place for its files from a process-wide setting; it is this thread's only inside this block."""
+    with _CACHE_SETTING:
+        before = numba.config.CACHE_DIR
+        if folder is not None:
+            numba.config.CACHE_DIR = str(folder)
+        try:
+            yield
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numba
@@ -71,6 +73,59 @@ def test_numbas_own_setting_is_left_alone(cache: Path) -> None:
     assert _call(native_kernel(_add)()) == 1
     assert before == numba.config.CACHE_DIR
     assert any((cache / "kernels").glob("*/*/*.nbi"))
+
+
+def test_threads_that_compile_at_once_do_not_mix_their_folders(tmp_path: Path) -> None:
+    before = numba.config.CACHE_DIR
+    inside, finish = threading.Event(), threading.Event()
+    seen: dict[str, str] = {}
+
+    def first() -> None:
+        with compiling._caching_in(tmp_path / "first"):
+            inside.set()
+            finish.wait(10)
+            seen["first"] = numba.config.CACHE_DIR
+
+    def second() -> None:
+        inside.wait(10)
+        with compiling._caching_in(tmp_path / "second"):
+            seen["second"] = numba.config.CACHE_DIR
+            finish.wait(10)
+
+    threads = [threading.Thread(target=f) for f in (first, second)]
+    for thread in threads:
+        thread.start()
+    inside.wait(10)
+    time.sleep(0.05)  # were it not kept out, the second would be in by now
+    finish.set()
+    for thread in threads:
+        thread.join()
+    assert seen == {name: str(tmp_path / name) for name in ("first", "second")}
+    assert before == numba.config.CACHE_DIR
+
+
+def test_a_new_folder_replaces_those_of_its_package_that_nobody_uses(cache: Path) -> None:
+    kernels = cache / "kernels"
+    month_ago, key = time.time() - 31 * 24 * 3600, "0123456789abcdef0123"
+    for name in (f"llmcore_numba-{key}", f"other-{key}", f"llmcore_numba-{key[::-1]}", "llmcore_numba-x"):
+        (kernels / name / "inner").mkdir(parents=True)
+        (kernels / name / "inner" / "kernel.nbi").touch()
+        if name != f"llmcore_numba-{key[::-1]}":
+            os.utime(kernels / name, (month_ago, month_ago))
+    kernels.chmod(0o700)
+    folder = compiling.cache_folder("llmcore_numba.elementwise")
+    assert folder is not None
+    left = {path.name for path in kernels.iterdir()}
+    assert left == {folder.name, f"other-{key}", f"llmcore_numba-{key[::-1]}", "llmcore_numba-x"}
+
+
+def test_a_folder_that_is_asked_for_is_not_old(cache: Path) -> None:
+    folder = compiling.cache_folder("llmcore_numba.elementwise")
+    assert folder is not None
+    os.utime(folder, (0, 0))
+    compiling.cache_folder.cache_clear()
+    assert compiling.cache_folder("llmcore_numba.elementwise") == folder
+    assert folder.stat().st_mtime > time.time() - 3600
 
 
 def test_without_a_place_to_keep_them_kernels_are_compiled_all_the_same(cache: Path) -> None:
