@@ -19,18 +19,32 @@ BROKEN_PIPE = 141  # and SIGPIPE
 
 def guarded(action: Callable[[], int]) -> int:
     """Runs a command; returns its exit code, whatever happens on the way. Bugs keep their traceback."""
-    with plain_warnings():
+    if sys.stdout is None:  # closed before Python began
+        print("error: cannot write to stdout: it is closed", file=sys.stderr)
+        return REFUSED
+    with plain_warnings(), lenient_stdout():
         try:
-            code = action()
-            sys.stdout.flush()
-            return code
-        except LlmcoreError as error:
-            return report(error)
+            return _reported(action)
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
             _discard_stdout()
             return BROKEN_PIPE
+        except OSError as error:
+            if not _is_stdouts(error):
+                raise
+            _discard_stdout()
+            print(f"error: cannot write to stdout: {error.strerror}", file=sys.stderr)
+            return REFUSED
+
+
+def _reported(action: Callable[[], int]) -> int:
+    try:
+        code = action()
+        sys.stdout.flush()
+        return code
+    except LlmcoreError as error:
+        return report(error)
 
 
 def report(error: LlmcoreError) -> int:
@@ -43,6 +57,24 @@ def report(error: LlmcoreError) -> int:
 
 
 @contextlib.contextmanager
+def lenient_stdout() -> Iterator[None]:
+    """What the encoding of stdout lacks becomes "?", unless ``PYTHONIOENCODING`` chose something else.
+
+    stderr needs no such care: Python escapes what it cannot encode.
+    """
+    out: Any = sys.stdout
+    before = getattr(out, "errors", None)
+    if before not in ("strict", "surrogateescape") or not hasattr(out, "reconfigure"):
+        yield
+        return
+    out.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        out.reconfigure(errors=before)
+
+
+@contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
     """Warnings in one line each: where in our code they arose says nothing to the user."""
 
@@ -52,6 +84,15 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+def _is_stdouts(error: OSError) -> bool:
+    """Whether ``error`` came from writing to stdout: what could not be written is then still there, and fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == error.errno
+    return False
 
 
 def _discard_stdout() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from llmcore.cli.console import BROKEN_PIPE, INTERRUPTED, REFUSED, guarded, number, table
+from llmcore.cli.console import BROKEN_PIPE, INTERRUPTED, REFUSED, guarded, number, report, table
 from llmcore.errors import ConfigError
 
 
@@ -31,6 +36,41 @@ def test_a_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_quiet_ends(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(lambda: raising(error)) == code
     assert capsys.readouterr() == ("", "")
+
+
+def test_stdout_that_is_closed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert guarded(lambda: 0) == REFUSED
+    assert capsys.readouterr().err == "error: cannot write to stdout: it is closed\n"
+
+
+def writes() -> int:
+    print("x", flush=True)
+    return 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize("action", [writes, lambda: print("x") or 0, lambda: print("x") or report(ConfigError("no"))])
+def test_stdout_that_is_full(
+    action: Callable[[], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert guarded(action) == REFUSED
+    assert capsys.readouterr().err == f"error: cannot write to stdout: {os.strerror(errno.ENOSPC)}\n"
+
+
+def test_another_file_that_cannot_be_written_is_a_bug() -> None:
+    with pytest.raises(OSError, match="full"):
+        guarded(lambda: raising(OSError(errno.ENOSPC, "full")))
+
+
+@pytest.mark.parametrize(("errors", "shown"), [("strict", b"? ok"), ("backslashreplace", b"\\U0001f600 ok")])
+def test_what_stdout_cannot_encode(errors: str, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors=errors)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert guarded(lambda: print("\U0001f600 ok", end="") or 0) == 0
+    assert (out.buffer.getvalue(), out.errors) == (shown, errors)
 
 
 def test_a_bug_is_not_hidden() -> None:
