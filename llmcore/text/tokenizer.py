@@ -67,7 +67,7 @@ class Tokenizer(ABC):
         Raises:
             TokenizerError: ``text`` holds a lone surrogate, which no UTF-8 text can.
         """
-        _check_unicode(text)
+        check_unicode(text)
         ids = self._parse(text) if parse_special else self._encode_text(text, first=True)
         return [*self.prefix, *ids, *self.suffix] if add_special else ids
 
@@ -75,13 +75,16 @@ class Tokenizer(ABC):
         """The ids of plain texts and control tokens in turn: text in ``parts`` never becomes a control token.
 
         Where no text looks like a control token, the ids equal those of ``encode`` with ``parse_special`` on the whole.
+
+        Raises:
+            TokenizerError: a text holds a lone surrogate.
         """
         ids: list[int] = []
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                _check_unicode(part)
+                check_unicode(part)
                 ids += self._encode_text(part, first=not ids)
         return ids
 
@@ -140,7 +143,8 @@ def load_tokenizer(source: TokenizerSource, plugins: Plugins | None = None) -> T
     return tokenizer
 
 
-def _check_unicode(text: str) -> None:
+def check_unicode(text: str) -> None:
+    """Raises :class:`TokenizerError` where ``text`` holds a lone surrogate, which no UTF-8 text can."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

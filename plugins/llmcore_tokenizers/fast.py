@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcore.errors import TokenizerError
-from llmcore.text.tokenizer import Part, Tokenizer
+from llmcore.text.tokenizer import Part, Tokenizer, check_unicode
 
 if TYPE_CHECKING:
     import tokenizers
@@ -65,6 +65,8 @@ class FastTokenizer(Tokenizer):
         # What stands before a text can matter to how it is split (a space put first, white space that a control token
         # swallows). So the whole is encoded at once wherever that finds exactly the control tokens that are meant.
         texts = [self._added.get(part, "") if isinstance(part, int) else part for part in parts]
+        for text in texts:
+            check_unicode(text)
         whole = self._parsing.encode("".join(texts), add_special_tokens=False)
         return list(whole.ids) if self._agrees(whole, parts, texts) else super().encode_parts(parts)
 

@@ -340,3 +340,6 @@ def test_no_tokenizer_and_no_plugin() -> None:
 def test_text_that_is_no_unicode() -> None:
     with pytest.raises(TokenizerError, match=r"character 1 .* lone surrogate"):
         from_gguf(bpe_data()).encode("a\ud800")
+    for found in (from_gguf(bpe_data()), from_gguf(spm_data())):
+        with pytest.raises(TokenizerError, match=r"character 1 .* lone surrogate"):
+            found.encode_parts(["fine", "a\udcff"])
