@@ -57,7 +57,7 @@ def _read(name: str) -> bytes:
 
 def _decoded(raw: bytes, place: str) -> str:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").removeprefix("\ufeff")  # the byte order mark that some editors put first
     except UnicodeDecodeError as error:
         raise ConfigError(f"{place} is not UTF-8 at byte {error.start}", remedy="convert it to UTF-8") from error
     return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")

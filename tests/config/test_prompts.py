@@ -51,6 +51,12 @@ def test_empty_is_refused(raw: bytes) -> None:
         read_prompt({}, piped(raw))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbfhi \xef\xbb\xbf\n")
+    assert read_prompt({"--prompt-file": str(file)}, None) == "hi \ufeff"
+
+
 def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"abc\xff")
