@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Number
 from pathlib import Path
@@ -123,7 +124,7 @@ class LLM:
         """Loads the model that the settings of a command describe; raises what the constructor raises."""
         order: Sequence[str] = config.backend.order
         if config.backend.name == "auto":
-            order = [name for name in order if name in plugins().backends]
+            order = [name for name in order if name in plugins().backends or name not in AUTO]
         engine = vars(config.engine) | {"buckets": tuple(config.engine.buckets)}
         return cls(
             config.model,
@@ -170,6 +171,8 @@ class LLM:
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing has run then.
         """
+        if not isinstance(prompts, str | Sequence | np.ndarray):
+            raise RequestError(f"the prompts are a {type(prompts).__name__}", field="prompts", remedy="give a list")
         several = _is_batch(prompts)
         wanted: Sequence[Prompt] = prompts if several else [prompts]  # type: ignore[assignment, list-item]
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(wanted)
@@ -195,7 +198,14 @@ class LLM:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids; text that looks like a control token stays text."""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, Sequence | np.ndarray) or isinstance(prompt, bytes):
+            raise RequestError(
+                f"a prompt is a {type(prompt).__name__}", field="prompt", remedy="give text, or a list of token ids"
+            )
+        ids: list[int] = list(prompt)  # type: ignore[arg-type]  # numpy arrays are none of typing's sequences
+        return ids
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """A conversation's token ids, up to where the assistant begins."""
@@ -270,15 +280,16 @@ class LLM:
             pool.release(pages)
 
     def explain(self, tokens: int = 1) -> Explanation:
-        """How a step of ``tokens`` tokens is run."""
+        """How a step of ``tokens`` tokens is run: the model's nodes with greedy decoding, then the sampler's."""
+        self._require_open()
         if not 1 <= tokens <= self.runner.sizes.tokens:
             raise ConfigError(f"tokens is {tokens}", remedy=f"a step has 1 to {self.runner.sizes.tokens} tokens")
-        program = self.runner.program("logits", tokens)
-        plan = program.plan
+        program, sampling = self.runner.program("ids", tokens), self.engine.sampler.program((True, True, True))
+        plan, offset = program.plan, len(program.segments)
         return Explanation(
             tokens,
-            tuple(program.rows),
-            tuple((segment.kind, len(segment.nodes)) for segment in program.segments),
+            (*program.rows, *(replace(row, segment=row.segment + offset) for row in sampling.rows)),
+            tuple((segment.kind, len(segment.nodes)) for segment in (*program.segments, *sampling.segments)),
             plan.nbytes,
             plan.lower_bound,
             plan.total,
@@ -304,6 +315,8 @@ def _other_family(model: str, found: FamilyInfo, wanted: str) -> UnsupportedMode
 def _order(backend: str | Sequence[str]) -> tuple[str, ...]:
     """Backends by preference; the universal fall-back comes last, and every explanation names it where it is used."""
     if not isinstance(backend, str):
+        if not backend:
+            raise ConfigError("backend is an empty list", remedy="name one, or auto")
         return tuple(backend)
     if backend == "auto":
         return tuple(name for name in AUTO if name in plugins().backends)

@@ -80,7 +80,10 @@ class Plugins:
 
 
 def resolve(target: str) -> Any:
-    """Imports ``"package.module:attribute"``; raises :class:`PluginError` naming the string and what failed."""
+    """Imports ``"package.module:attribute"``; raises :class:`PluginError` naming the string and what failed.
+
+    Whatever the module raises when it is imported is its failure, :class:`SystemExit` too; an interrupt is the user's.
+    """
     module, _, attribute = target.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -90,12 +93,20 @@ def resolve(target: str) -> Any:
         raise PluginError(
             f"cannot import {target!r}: {error}", remedy="is the package that offers it installed?"
         ) from error
+    except (Exception, SystemExit) as error:  # third-party code
+        raise PluginError(
+            f"cannot import {target!r}: {type(error).__name__}: {error}", remedy="repair the package that offers it"
+        ) from error
     return found
 
 
 def _wanted(found: Iterable[EntryPoint]) -> list[EntryPoint]:
     limit = os.environ.get("LLMCORE_LOAD_PLUGINS")
     names = None if limit is None else {name.strip() for name in limit.split(",") if name.strip()}
+    found = list(found)
+    unknown = (names or set()) - {entry.name for entry in found}
+    if unknown:
+        warnings.warn(f"LLMCORE_LOAD_PLUGINS names {sorted(unknown)}: not installed", PluginWarning, stacklevel=3)
     ours, theirs = [], []
     for entry in sorted(found, key=lambda e: e.name):
         if _owner(entry)[0] == DISTRIBUTION:
@@ -154,7 +165,7 @@ def load(found: Iterable[EntryPoint] | None = None) -> Plugins:
         error = ""
         try:
             _admit(plugins, manager, entry)
-        except Exception as failure:  # third-party code: whatever it raises must not take the others down
+        except (Exception, SystemExit) as failure:  # third-party code: whatever it raises must not take the others down
             if name == DISTRIBUTION:
                 raise
             if (loaded := manager.get_plugin(f"{name}:{entry.name}")) is not None:

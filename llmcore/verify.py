@@ -6,6 +6,7 @@ the logits, ``[tokens, vocab]``. :meth:`llmcore.llm.LLM.trace` makes ours, :func
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +113,11 @@ def transformers_trace(path: Path, token_ids: Sequence[int]) -> dict[str, Array]
     try:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError as error:
         raise LlmcoreError(f"verify needs transformers: {error}", remedy="pip install 'llmcore[test]'") from error
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
     extra = {"gguf_file": name} if name else {}
     try:

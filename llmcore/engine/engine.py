@@ -14,6 +14,7 @@ from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler, logprobs
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.scheduler import Scheduled, Scheduler
+from llmcore.errors import RequestError
 from llmcore.text.detokenizer import Detokenizer, StopStrings
 from llmcore.text.tokenizer import Tokenizer
 
@@ -66,6 +67,10 @@ class Engine:
         Raises:
             RequestError: an empty prompt, a token outside of the vocabulary, or a prompt longer than the context.
         """
+        if not isinstance(params, SamplingParams):
+            raise RequestError(
+                f"the parameters are a {type(params).__name__}", field="params", remedy="give SamplingParams(…)"
+            )
         ids = checked_ids(prompt_ids, self.runner.vocab)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         with self._lock:

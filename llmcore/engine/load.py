@@ -79,8 +79,8 @@ def usable_threads(wanted: int = 0) -> int:
         ConfigError: a negative number, or more than the machine could have use for.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 0 <= wanted <= 1024:
-        raise ConfigError(f"threads is {wanted}", remedy=f"0 takes all that this process may use ({allowed})")
+    if not isinstance(wanted, int) or not 0 <= wanted <= 1024:
+        raise ConfigError(f"threads is {wanted!r}", remedy=f"0 takes all that this process may use ({allowed})")
     return wanted or max(min(allowed, _quota()), 1)
 
 
@@ -133,4 +133,10 @@ def make_runner(
     tensors = claim(checkpoint, graph.weights, (*ignorable, *tied))
     if finite:
         check_finite(tensors.values())
-    return Runner(graph, sizes, spec.vocab_size, WeightStore(tensors), registry, pool)
+    try:
+        return Runner(graph, sizes, spec.vocab_size, WeightStore(tensors), registry, pool)
+    except MemoryError as error:
+        raise ConfigError(
+            f"the engine does not fit this machine's memory: {error}",
+            remedy="ask for less: engine.kv_pages, engine.max_context, engine.max_batch_tokens, engine.max_rows",
+        ) from error

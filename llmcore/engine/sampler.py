@@ -80,12 +80,16 @@ class Sampler:
         arrays["min_p"][:count] = [p.min_p for p in params]
         arrays["u"][:count] = [uniform(request.seed, len(request.generated)) for request in requests]
         filters = (any(p.top_k for p in params), any(p.top_p < 1 for p in params), any(p.min_p for p in params))
+        self.inputs.set_sizes(0, 0, count)
+        self.program(filters).run()
+        return self.ids[:count]
+
+    def program(self, filters: tuple[bool, bool, bool]) -> Program:
+        """The program with the wanted ones of top-k, top-p and min-p."""
         if filters not in self.programs:
             sizes = {"T": self.rows, "S": self.rows, "R": self.rows}
             self.programs[filters] = self.compiler.build(sampling_graph(self.vocab, filters), sizes)
-        self.inputs.set_sizes(0, 0, count)
-        self.programs[filters].run()
-        return self.ids[:count]
+        return self.programs[filters]
 
 
 def uniform(seed: int, index: int) -> float:

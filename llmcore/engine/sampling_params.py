@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from llmcore.config.schema import Config
@@ -65,16 +67,16 @@ class SamplingParams:
         """Checks every field."""
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            self._check(name, isinstance(value, Iterable), "a sequence")
+            object.__setattr__(self, name, tuple(value))
         self._check("max_tokens", self.max_tokens is None or _whole(self.max_tokens, 1), "at least 1, or None")
         self._check("temperature", _real(self.temperature, 0, 100), "between 0 (greedy) and 100")
         self._check("top_k", _whole(self.top_k, 0), "0 (off) or more")
         self._check("top_p", _real(self.top_p, 0, 1) and self.top_p > 0, "above 0 and at most 1")
         self._check("min_p", _real(self.min_p, 0, 1), "between 0 and 1")
-        self._check(
-            "repetition_penalty", _real(self.repetition_penalty, 0, 100) and self.repetition_penalty > 0, "above 0"
-        )
+        self._check("repetition_penalty", _real(self.repetition_penalty, 0.01, 100), "between 0.01 and 100")
         self._check("presence_penalty", _real(self.presence_penalty, -100, 100), "between -100 and 100")
         self._check("frequency_penalty", _real(self.frequency_penalty, -100, 100), "between -100 and 100")
         self._check("seed", self.seed is None or _whole(self.seed, 0, 2**63 - 1), "a non-negative 63-bit integer")
@@ -102,8 +104,8 @@ class SamplingParams:
 
 
 def _whole(value: Any, low: int, high: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
 
 def _real(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high

@@ -8,7 +8,8 @@ import pytest
 
 from llmcore import LLM, EngineSettings, SamplingParams
 from llmcore.engine.engine import Counters
-from llmcore.errors import RequestError
+from llmcore.engine.load import usable_threads
+from llmcore.errors import ConfigError, RequestError
 
 PROMPTS = [[5, 9, 20, 31], [40], [7, 7, 8, 100, 3, 2, 19, 64, 5, 81, 11, 12], [200, 4, 6]]
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -227,3 +228,28 @@ def test_one_op_from_another_backend_in_the_same_program(load, backend):
     assert named["rms_norm"].backend == named["swiglu"].backend == other
     assert f"backend.ops.rms_norm={other}" in named["rms_norm"].reason
     assert tokens(mixed.generate(PROMPTS, GREEDY)) == tokens(load().generate(PROMPTS, GREEDY))
+
+
+@pytest.mark.parametrize("prompts", [None, [None], [b"hi"], 5, {"a": 1}])
+def test_what_is_no_prompt_is_refused(load, prompts):
+    with pytest.raises(RequestError):
+        load().generate(prompts)
+
+
+def test_what_are_no_parameters_is_refused(load):
+    with pytest.raises(RequestError, match="parameters are a dict"):
+        load().generate("a", {"max_tokens": 3})
+
+
+def test_sizes_beyond_memory_are_refused(load):
+    with pytest.raises(ConfigError, match="memory"):
+        load(dataclasses.replace(SMALL, kv_pages=2**46))
+    with pytest.raises(ConfigError, match="threads is '2'"):
+        usable_threads("2")
+
+
+def test_the_explanation_ends_with_greedy_decoding_and_the_sampler(load, backend):
+    rows = load().explain().rows
+    assert [row.op for row in rows][-5:] == ["softmax", "top_k", "top_p", "min_p", "sample"]
+    assert rows[-6].op in ("argmax", "classifier_argmax")
+    assert {row.path for row in rows[-5:]} == {"sampler"}

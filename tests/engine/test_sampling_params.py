@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from llmcore import SamplingParams
@@ -35,6 +36,10 @@ WRONG = [
     ("ignore_eos", 1),
     ("logprobs", -1),
     ("logprobs", 101),
+    ("stop", None),
+    ("stop_token_ids", 5),
+    ("repetition_penalty", 200),
+    ("repetition_penalty", 1e-40),
 ]
 
 
@@ -44,6 +49,11 @@ def test_a_wrong_value_is_refused_by_name(field, value):
         SamplingParams(**{field: value})
     assert error.value.field == field
     assert error.value.remedy
+
+
+def test_numpy_scalars_are_numbers():
+    params = SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0.5), top_k=np.int32(4))
+    assert (params.max_tokens, params.temperature, params.top_k) == (3, 0.5, 4)
 
 
 def test_defaults_are_greedy_and_unpenalised():
