@@ -87,9 +87,9 @@ def plain_warnings() -> Iterator[None]:
 
 
 def _is_stdouts(error: OSError) -> bool:
-    """Whether ``error`` came from writing to stdout: what could not be written is then still there, and fails again."""
+    """Whether ``error`` came from writing to stdout: another attempt then fails in the same way."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError as again:
         return again.errno == error.errno
     return False

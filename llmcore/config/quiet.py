@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -38,12 +39,14 @@ def as_command_line(argv: list[str]) -> Iterator[None]:
 
 @contextmanager
 def unreported_errors() -> Iterator[None]:
-    """Hydra raises its errors, in place of printing them and exiting."""
+    """Hydra raises its errors, in place of printing them and exiting; and a log that nobody reads is no error."""
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"
+    raises, logging.raiseExceptions = logging.raiseExceptions, False  # ``--info | head`` ends the pipe under its log
     try:
         yield
     finally:
+        logging.raiseExceptions = raises
         if before is None:
             del os.environ[FULL_ERROR]
         else:

@@ -49,8 +49,15 @@ def writes() -> int:
     return 0
 
 
+def much() -> int:
+    sys.stdout.write("x" * 100_000)  # goes past the buffers
+    return 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
-@pytest.mark.parametrize("action", [writes, lambda: print("x") or 0, lambda: print("x") or report(ConfigError("no"))])
+@pytest.mark.parametrize(
+    "action", [writes, lambda: print("x") or 0, lambda: print("x") or report(ConfigError("no")), much]
+)
 def test_stdout_that_is_full(
     action: Callable[[], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -96,6 +97,20 @@ def test_nothing_is_left_behind(argv: list[str], workplace: Path, monkeypatch: p
     assert sys.argv is arguments
     assert dict(os.environ) == variables
     assert (logging.root.level, logging.root.handlers) == root
+
+
+def test_a_log_that_cannot_be_written_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ended(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Ended())
+        Jobs().run(["--info", "searchpath"])
+    assert capsys.readouterr().err == ""
+    assert logging.raiseExceptions
 
 
 def test_model_references() -> None:
