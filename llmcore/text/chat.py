@@ -10,7 +10,7 @@ tokens. Messages pass through untouched, so a template may trim, split and searc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -67,7 +67,7 @@ class ChatTemplate:
             variables: what else the template reads (``tools``, ``enable_thinking`` …), as plain data.
 
         Raises:
-            RequestError: a message is not one.
+            RequestError: a message is not one, or is no text.
             ChatTemplateError: the template fails, refuses the messages, or does too much.
         """
         return self._run({}, _data(messages, add_generation_prompt, variables))
@@ -86,7 +86,15 @@ class ChatTemplate:
             specials: text → id of all control tokens.
         """
         data = _data(messages, add_generation_prompt, variables)
-        marks = dict(zip(specials, _unused(len(specials), [self.source, *_strings(data)]), strict=True))
+        free = _unused(len(specials), [self.source, *_strings(data)])
+        if len(free) < len(specials):
+            field = _most_private(data)
+            raise RequestError(
+                f"{field} has so many private-use characters that none are left to stand for control tokens",
+                field=field,
+                remedy="text does not have them: is it encoded data?",
+            )
+        marks = dict(zip(specials, free, strict=True))
         meant = {mark: specials[text] for text, mark in marks.items()}
         rendered = self._run(marks, data)
         found = re.split(f"([{''.join(map(re.escape, meant))}])", rendered) if meant else [rendered]
@@ -197,8 +205,20 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
+def _private(texts: Iterable[str]) -> set[str]:
+    """The private characters that occur in ``texts``."""
+    return {character for text in texts for character in PRIVATE.findall(text)}
+
+
+def _most_private(data: Mapping[str, Any]) -> str:
+    """Which message, or which other variable, has more private characters than the others."""
+    fields = {name: value for name, value in data.items() if name != "messages"}
+    fields |= {f"messages[{index}]": message for index, message in enumerate(data["messages"])}
+    return max(fields, key=lambda field: len(_private(_strings(fields[field]))))
+
+
 def _unused(count: int, texts: Sequence[str]) -> list[str]:
     """``count`` private characters that are in none of ``texts``."""
-    used = {character for text in texts for character in PRIVATE.findall(text)}
+    used = _private(texts)
     free = (chr(code) for code in range(LAST_PRIVATE, 0xEFFFF, -1) if chr(code) not in used and code & 0xFFFE != 0xFFFE)
     return [character for _, character in zip(range(count), free, strict=False)]

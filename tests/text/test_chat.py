@@ -218,3 +218,15 @@ def test_bottomless_data_is_refused() -> None:
     bottomless["x"] = bottomless
     with pytest.raises(RequestError, match="deep"):
         rendered("", tools=bottomless)
+
+
+@pytest.mark.parametrize("field", ["messages[1]", "tools"])
+def test_text_that_leaves_no_mark_for_control_tokens_is_refused(field: str) -> None:
+    """Every character of the private use planes, and two control tokens to mark."""
+    private = "".join(map(chr, [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
+    template = ChatTemplate("{% for m in messages %}<|a|>{{ m.content }}<|b|>{% endfor %}")
+    messages = [*user("hi"), *user(private if field != "tools" else "hi")]
+    variables = {"tools": [{"name": private}]} if field == "tools" else {}
+    with pytest.raises(RequestError, match="private-use characters") as caught:
+        template.parts(messages, {"<|a|>": 1, "<|b|>": 2}, **variables)
+    assert caught.value.field == field
