@@ -33,8 +33,13 @@ class References:
     stored: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def rewrite(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with every ``model=`` in Hydra's terms."""
-        return [new for argument in arguments for new in self._rewritten(argument)]
+        """The arguments with every ``model=`` in Hydra's terms.
+
+        ``model.ref=`` by itself means another model than the default one, whose ``sha256`` must not be asked of it.
+        """
+        names = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
+        start = [f"{KEY}{CUSTOM}"] if "model.ref" in names and names.isdisjoint(("model", "model.sha256")) else []
+        return [*start, *(new for argument in arguments for new in self._rewritten(argument))]
 
     def _rewritten(self, argument: str) -> list[str]:
         value = argument.removeprefix(KEY)

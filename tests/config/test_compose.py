@@ -120,6 +120,13 @@ def test_model_references() -> None:
     assert jobs.jobs[0].config.model.sha256 is None
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_another_reference_has_not_the_digest_of_the_default_model(flags: list[str]) -> None:
+    jobs = Jobs()
+    jobs.run([*flags, "model.ref=/p" + (",/q" if flags else "")])
+    assert {(job.config.model.ref[0], job.config.model.sha256) for job in jobs.jobs} == {("/", None)}
+
+
 def test_a_sweep_over_a_name_and_references() -> None:
     jobs = Jobs()
     jobs.run(["-m", "model=smollm2,/p/${x}#q,org/name:Q4_0"])

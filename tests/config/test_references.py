@@ -34,10 +34,22 @@ def references(sweep: bool = False) -> References:
 
 @pytest.mark.parametrize(
     "argument",
-    ["model=smollm2", "model=smolm", "seed=1", "model=a,b", "model=choice(a/b,c)", "+model=/x", "model.ref=/x"],
+    ["model=smollm2", "model=smolm", "seed=1", "model=a,b", "model=choice(a/b,c)", "+model=/x"],
 )
 def test_left_to_hydra(argument: str) -> None:
     assert references().rewrite([argument]) == [argument]
+
+
+@pytest.mark.parametrize(
+    ("ref", "beside"), [("model.ref=/x", "seed=1"), ("++model.ref=/x", "model.ignore_config_keys=[a]")]
+)
+def test_a_reference_by_itself_leaves_the_default_model(ref: str, beside: str) -> None:
+    assert references().rewrite([beside, ref]) == ["model=custom", beside, ref]
+
+
+@pytest.mark.parametrize("beside", ["model=smollm2", "model.sha256=null", "~model.sha256", "++model.sha256=abc"])
+def test_a_reference_beside_a_model_or_its_digest(beside: str) -> None:
+    assert references().rewrite(["model.ref=/x", beside]) == ["model.ref=/x", beside]
 
 
 @pytest.mark.parametrize(
