@@ -9,7 +9,8 @@ output (or a tuple of them), computing in float32. torch is imported when it run
 A parameter is ``name: type[dims]``; ``name?`` may be absent. Types: ``act`` (the activations' dtype), ``f32``,
 ``i32``, ``any`` (a weight in whatever format the checkpoint has; kernels say which they read), ``state`` (memory that
 outlives the step and whose layout belongs to the backend: the KV cache). Dims are letters that unify over one call:
-the second ``K`` must equal the first.
+the second ``K`` must equal the first. Keyword-only parameters of the function are the op's attributes, each annotated
+with its type: ``int``, ``float`` or ``bool``.
 
 A *fused* op has no reference of its own: its decomposition into other ops is its meaning, its reference and the
 pattern that the fusion pass looks for. It is used only where a backend offers it.
@@ -21,6 +22,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol
 
 from llmcore.dims import Dim, Shape
@@ -28,6 +31,8 @@ from llmcore.errors import RegistryError, near
 
 Role = Literal["input", "weight", "state", "output"]
 PARAM = re.compile(r"(?P<name>\w+)(?P<optional>\??): (?P<type>act|f32|i32|any|state)(?:\[(?P<dims>[\w, ]*)\])?")
+
+ACCEPTS: Mapping[type, type] = {bool: bool, int: Integral, float: Real}  # attribute type → what it may be given as
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class OpSpec:
 
     Attributes:
         params: inputs, then weights, then states, then outputs: also the order of a kernel's operands.
-        attrs: names of the compile-time attributes, in operand order.
+        attr_types: the compile-time attributes and their types, in operand order.
         inplace: output name → inputs whose memory it may take over.
         decompose: for a fused op, ``f(builder, **arguments)``, which returns the outputs.
         cases: makes the conformance cases.
@@ -82,11 +87,16 @@ class OpSpec:
     name: str
     summary: str
     params: tuple[Param, ...]
-    attrs: tuple[str, ...]
+    attr_types: Mapping[str, type]
     reference: Callable[..., Any]
     inplace: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     decompose: Callable[..., Any] | None = None
     cases: Callable[[], Iterator[Case]] | None = None
+
+    @property
+    def attrs(self) -> tuple[str, ...]:
+        """The names of the attributes, in operand order."""
+        return tuple(self.attr_types)
 
     @property
     def fused(self) -> bool:
@@ -121,6 +131,23 @@ class OpSpec:
                     raise RegistryError(f"op {self.name}: {param}: dim {letter} is {bound[letter]} and {dim}")
         return bound
 
+    def coerce(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """``attrs`` as the declared types: a native kernel reads a float's bits, whatever it was given.
+
+        Raises:
+            RegistryError: a name that is no attribute, or a value not of its type; an integer is a float too.
+        """
+        return {name: self._coerced(name, value) for name, value in attrs.items()}
+
+    def _coerced(self, name: str, value: Any) -> bool | int | float:
+        if name not in self.attr_types:
+            raise RegistryError(f"op {self.name} has no attribute {name!r}", remedy=near(name, self.attrs))
+        kind = self.attr_types[name]
+        if not isinstance(value, ACCEPTS[kind]) or isinstance(value, bool) != (kind is bool):
+            raise RegistryError(f"op {self.name}: attribute {name} is a {kind.__name__}, not {value!r}")
+        coerced: bool | int | float = kind(value)
+        return coerced
+
     def signature(self) -> str:
         """The signature on one line, as ``llmcore ops`` shows it."""
         ins = ", ".join(map(str, self.of("input", "weight", "state")))
@@ -142,16 +169,28 @@ def _parse(role: Role, texts: Sequence[str]) -> list[Param]:
     return params
 
 
+def _attribute_type(op: str, parameter: inspect.Parameter) -> type:
+    """The type that ``parameter`` is annotated with; annotations are text in modules that postpone them."""
+    for kind in ACCEPTS:
+        if parameter.annotation in (kind, kind.__name__):
+            return kind
+    raise RegistryError(
+        f"op {op}: attribute {parameter.name} has no type that operand tables hold",
+        remedy=f"annotate it as {', '.join(kind.__name__ for kind in ACCEPTS)}",
+    )
+
+
 def _declare(function: Callable[..., Any], params: list[Param], skip: int, **extra: Any) -> OpSpec:
     """Checks the function's parameters against the signature, so that the two cannot drift apart."""
+    name = function.__name__
     arguments = list(inspect.signature(function).parameters.values())[skip:]
     tensors = [a.name for a in arguments if a.kind is a.POSITIONAL_OR_KEYWORD]
     declared = [param.name for param in params if param.role != "output"]
     if tensors != declared:
-        raise RegistryError(f"op {function.__name__}: declares {declared}, its function takes {tensors}")
-    attrs = tuple(a.name for a in arguments if a.kind is a.KEYWORD_ONLY)
+        raise RegistryError(f"op {name}: declares {declared}, its function takes {tensors}")
+    attr_types = {a.name: _attribute_type(name, a) for a in arguments if a.kind is a.KEYWORD_ONLY}
     summary = (inspect.getdoc(function) or "").split("\n")[0]
-    spec = OpSpec(function.__name__, summary, tuple(params), attrs, **extra)
+    spec = OpSpec(name, summary, tuple(params), attr_types, **extra)
     if spec.name in OPS:
         raise RegistryError(f"op {spec.name} is declared twice")
     OPS[spec.name] = spec
@@ -166,8 +205,9 @@ def op(
     outputs: Sequence[str] = (),
     inplace: Mapping[str, tuple[str, ...]] | None = None,
     cases: Callable[[], Iterator[Case]] | None = None,
+    decomposition: bool = False,
 ) -> Callable[[Callable[..., Any]], OpSpec]:
-    """Declares the decorated torch function as an op of the contract."""
+    """Declares the decorated torch function as an op of the contract; for a ``decomposition`` see :data:`fused`."""
     params = [
         *_parse("input", inputs),
         *_parse("weight", weights),
@@ -176,37 +216,16 @@ def op(
     ]
 
     def declare(function: Callable[..., Any]) -> OpSpec:
-        return _declare(function, params, 0, reference=function, inplace=inplace or {}, cases=cases)
+        extra: dict[str, Any] = {"inplace": inplace or {}, "cases": cases}
+        if decomposition:
+            return _declare(function, params, 1, reference=partial(function, Eager()), decompose=function, **extra)
+        return _declare(function, params, 0, reference=function, **extra)
 
     return declare
 
 
-def fused(
-    *,
-    inputs: Sequence[str],
-    weights: Sequence[str] = (),
-    states: Sequence[str] = (),
-    outputs: Sequence[str] = (),
-    inplace: Mapping[str, tuple[str, ...]] | None = None,
-    cases: Callable[[], Iterator[Case]] | None = None,
-) -> Callable[[Callable[..., Any]], OpSpec]:
-    """Declares a fused op by its decomposition, ``f(builder, *tensors, *, attrs)``."""
-    params = [
-        *_parse("input", inputs),
-        *_parse("weight", weights),
-        *_parse("state", states),
-        *_parse("output", outputs),
-    ]
-
-    def declare(function: Callable[..., Any]) -> OpSpec:
-        def reference(*tensors: Any, **attrs: Any) -> Any:
-            return function(Eager(), *tensors, **attrs)
-
-        return _declare(
-            function, params, 1, reference=reference, inplace=inplace or {}, decompose=function, cases=cases
-        )
-
-    return declare
+fused = partial(op, decomposition=True)
+"""Declares a fused op by its decomposition, ``f(builder, *tensors, *, attrs)``; arguments as for :func:`op`."""
 
 
 class Eager:

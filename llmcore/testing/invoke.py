@@ -105,6 +105,7 @@ def execute(
         KernelMismatch: it raised, or wrote where it must not.
     """
     spec = ops.get(kernel.op)
+    attrs = spec.coerce(attrs)
     operands = _place(spec, kernel, values, dims, setting)
     operands.update({param.name: state for param in spec.of("state") if state is not None})
     target = resolve(kernel.target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from llmcore import ops
@@ -20,6 +21,7 @@ def test_operands_stand_in_the_order_of_the_signature() -> None:
     assert names[-4:] == ["cos", "sin", "kv", "q"]
     assert spec.dims == ("T", "K", "D", "G", "C", "P", "F")
     assert spec.attrs == ("head_dim", "page_size", "interleaved", "eps")
+    assert spec.attr_types == {"head_dim": int, "page_size": int, "interleaved": bool, "eps": float}
     assert spec.fused
     assert not ops.get("linear").fused
 
@@ -57,6 +59,44 @@ def test_function_and_signature_cannot_drift_apart() -> None:
 
     with pytest.raises(RegistryError, match=r"op scaled: declares \['x', 'weight'\], its function takes"):
         op(inputs=["x: act[M, D]"], weights=["weight: f32[D]"], outputs=["y: act[M, D]"])(scaled)
+    assert "scaled" not in OPS
+
+
+def test_attributes_take_their_declared_types() -> None:
+    spec = ops.get("qkv_rope_kv_write")
+    given = {"head_dim": np.int64(64), "page_size": 16, "interleaved": True, "eps": 1}
+    coerced = spec.coerce(given)
+    assert coerced == {"head_dim": 64, "page_size": 16, "interleaved": True, "eps": 1.0}
+    assert [type(value) for value in coerced.values()] == [int, int, bool, float]
+    assert type(spec.coerce({"eps": np.float32(0.5)})["eps"]) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eps", "1e-5"),
+        ("eps", True),
+        ("eps", None),
+        ("head_dim", 64.0),
+        ("head_dim", True),
+        ("interleaved", 1),
+        ("interleaved", "false"),
+    ],
+)
+def test_attributes_of_other_types_are_refused(name: str, value: object) -> None:
+    spec = ops.get("qkv_rope_kv_write")
+    with pytest.raises(RegistryError, match=f"op qkv_rope_kv_write: attribute {name} is a .*, not "):
+        spec.coerce({name: value})
+    with pytest.raises(RegistryError, match="has no attribute 'epsilon'"):
+        spec.coerce({"epsilon": value})
+
+
+def test_attributes_have_a_type() -> None:
+    def scaled(x: object, *, factor) -> object:  # type: ignore[no-untyped-def]
+        return x
+
+    with pytest.raises(RegistryError, match="op scaled: attribute factor has no type"):
+        op(inputs=["x: act[M, D]"], outputs=["y: act[M, D]"])(scaled)
     assert "scaled" not in OPS
 
 
