@@ -16,6 +16,11 @@ then                  the attributes in signature order: integers and booleans a
 A kernel does its work only in claimed chunks (``atomically counter++`` until the chunks run out). Threads come late to
 a row, or never, and one that comes when all chunks are taken returns without a trace; so work is never divided by
 ``threads``. The counters of each row lie on a cache line of their own, 64 bytes apart.
+
+A claim must be an atomic read-modify-write with acquire and release order at least (in C ``__ATOMIC_ACQ_REL`` or
+``__ATOMIC_SEQ_CST``; in Numba :func:`llmcore.native.abi.claim` is). The pool lets a thread go on to the next row when
+it has seen all chunks taken and no thread inside the kernel: with a relaxed counter it could see the last claim, but
+not yet the flag of the thread that made it, and begin to read what that one still writes.
 """
 
 HEADER = 2  # operands before the first tensor
