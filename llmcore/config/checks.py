@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from llmcore.config.schema import Config
-from llmcore.errors import ConfigError
+from llmcore.config.search_path import OWN
+from llmcore.errors import ConfigError, near
 
 SHA256_DIGITS = 64
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,11 @@ class Range:
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
+        return low if self.high == math.inf else f"{low} and at most {_written(self.high)}"
+
+
+def _written(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 RANGES = {
@@ -43,13 +50,13 @@ RANGES = {
     "sampling.frequency_penalty": Range(-100, 100),
     "sampling.stop_token_ids": Range(0),
     "sampling.logprobs": Range(0, 100),
-    "engine.max_context": Range(0),
-    "engine.max_batch_tokens": Range(1),
-    "engine.max_seqs": Range(1),
-    "engine.max_rows": Range(1),
-    "engine.page_size": Range(1),
-    "engine.kv_pages": Range(0),
-    "engine.buckets": Range(1),
+    "engine.max_context": Range(0, 2**24),
+    "engine.max_batch_tokens": Range(1, 65536),
+    "engine.max_seqs": Range(1, 4096),
+    "engine.max_rows": Range(1, 65536),
+    "engine.page_size": Range(1, 4096),
+    "engine.kv_pages": Range(0, 2**24),
+    "engine.buckets": Range(1, 65536),
 }
 
 
@@ -69,6 +76,30 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"model.sha256 is {digest!r}", remedy=f"it must be {SHA256_DIGITS} hexadecimal digits, or null"
         )
+
+
+def check_backends(config: Config, installed: Collection[str]) -> None:
+    """Raises :class:`ConfigError` for a name in ``backend.order`` that no installed backend has.
+
+    ``auto`` passes over what our own order names and this environment lacks; for any other name it would hide a typo.
+    """
+    spared = _own_order() if config.backend.name == AUTO else []
+    for name in config.backend.order:
+        if name not in installed and name not in spared:
+            raise ConfigError(f"backend.order: there is no backend {name!r}", remedy=near(name, installed))
+    if not any(name in installed for name in config.backend.order):
+        raise ConfigError(
+            f"no backend of backend.order={config.backend.order} is installed",
+            remedy=f"installed: {', '.join(sorted(installed))}",
+        )
+
+
+def _own_order() -> list[str]:
+    file = files(OWN) / "backend" / f"{AUTO}.yaml"
+    from omegaconf import OmegaConf
+
+    order: list[str] = OmegaConf.create(file.read_text(encoding="utf-8")).order
+    return list(order)
 
 
 def _get(config: Config, key: str) -> Any:

@@ -22,12 +22,13 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from llmcore.config import complaints
 from llmcore.config.arguments import VERSION, Flag, extract, usage
-from llmcore.config.checks import check
+from llmcore.config.checks import check, check_backends
 from llmcore.config.completion import LINE, flags_for, hide_flags
 from llmcore.config.quiet import as_command_line, register_scratch, unreported_errors
 from llmcore.config.quoting import quoted, uninterpolated
@@ -38,6 +39,7 @@ from llmcore.errors import ConfigError, LlmcoreError
 
 VERSION_BASE = "1.3"
 FALLBACK = "torch"  # runs every op
+GROUPS = ("model", "backend", "sampling", "engine")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class _Runner:
     report: Report
     given: Mapping[str, str]
     keys: Sequence[str]
+    backends: Collection[str]
     codes: list[int] = field(default_factory=list)
 
     def run(self, composed: DictConfig) -> None:
@@ -108,6 +111,7 @@ class _Runner:
         runtime = HydraConfig.get()
         try:
             config = settings(composed, self.keys)
+            check_backends(config, self.backends)
             number = OmegaConf.select(runtime, "job.num", throw_on_missing=False)
             return self.task(Job(config, self.given, tuple(runtime.overrides.task), number))
         except LlmcoreError as error:
@@ -157,7 +161,7 @@ def run(command: Command, argv: Sequence[str], task: Task, installed: Installed,
     known = keys(schema)
     _register(command, schema)
     rest = _prepared(command, rest, known, installed)
-    runner = _Runner(task, report, given, known)
+    runner = _Runner(task, report, given, known, installed.backends)
 
     def job(composed: DictConfig) -> None:
         runner.run(composed)
@@ -199,10 +203,26 @@ def _prepared(command: Command, rest: Sequence[str], known: Sequence[str], insta
     for name, values in references.stored.items():
         ConfigStore.instance().store(group="model", name=name, node=values, provider="command line")
     changes = complaints.read_overrides(overrides, known)
+    for change in changes:
+        _check_choice(change)
     if parsed.config_dir or parsed.config_path or any(change.key_or_group == "hydra.searchpath" for change in changes):
         fixed = [text for text, change in zip(overrides, changes, strict=True) if not change.is_sweep_override()]
         _refuse_foreign_targets(parsed.config_name or command.config, fixed, parsed)
     return [*overrides, *flags]  # Hydra's parser takes no flag between two overrides, and --info takes what follows it
+
+
+def _check_choice(change: Override) -> None:
+    """Refuses an override that leaves a group without an option, or a backend's name without what it stands for."""
+    key = change.key_or_group
+    if key in GROUPS and not change.is_delete() and isinstance(change.value(), int | float | None):
+        raise ConfigError(
+            f"{change.input_line} names no option of {key}", remedy=f"write {key}=NAME, or leave it out for the default"
+        )
+    if key == "backend.name":
+        raise ConfigError(
+            f"{change.input_line}: the name alone chooses nothing",
+            remedy="write backend=NAME, which sets its order too; or backend.order=[…]",
+        )
 
 
 def _without(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

@@ -67,6 +67,28 @@ def test_an_installed_backend_without_a_file_is_an_option() -> None:
     assert jobs.jobs[0].config.backend.order == ["mine", "torch"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["backend.order=[numba,tirton]"], ["no backend 'tirton'", "known: mine"]),
+        (["backend.order=[numba,trch]"], ["no backend 'trch'", "did you mean 'torch'"]),
+        (["backend=numba", "backend.order=[triton,numba]"], ["no backend 'triton'"]),
+        (["backend.order=[triton]"], ["['triton'] is installed", "mine, numba, torch"]),
+    ],
+)
+def test_an_order_of_backends_that_are_not_installed(argv: list[str], words: list[str]) -> None:
+    jobs = Jobs()
+    assert jobs.run(argv) == 2
+    assert not jobs.jobs
+    assert all(word in jobs.errors[0] for word in words), jobs.errors
+
+
+def test_auto_passes_over_what_is_not_installed() -> None:
+    jobs = Jobs()
+    jobs.run(["backend.order=[triton,torch]"])
+    assert jobs.jobs[0].config.backend.order == ["triton", "torch"]
+
+
 def test_four_jobs_and_a_literal_prompt_in_each() -> None:
     jobs = Jobs()
     assert jobs.run(["seed=1,2", "--prompt", LITERAL, "-m", "backend=numba,torch"]) == 0
@@ -106,9 +128,12 @@ def test_a_log_that_cannot_be_written_is_silent(
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
+    level = logging.root.level
     with monkeypatch.context() as patch:
+        patch.setattr(logging.root, "handlers", [])  # Hydra adds one
         patch.setattr(sys, "stdout", Ended())
         Jobs().run(["--info", "searchpath"])
+    logging.root.setLevel(level)
     assert capsys.readouterr().err == ""
     assert logging.raiseExceptions
 
@@ -145,6 +170,10 @@ def test_a_folder_of_a_models_name_does_not_hide_it() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["model=null"], ["model=null names no option of model", "model=NAME"]),
+        (["backend=5"], ["backend=5 names no option of backend"]),
+        (["-m", "backend.name=torch,numba"], ["backend.name=torch,numba", "write backend=NAME"]),
+        (["backend.name=torch"], ["backend.name=torch", "write backend=NAME"]),
         (["thread=1"], ["no setting 'thread'", "'threads'"]),
         (["+thread=1"], ["no setting 'thread'", "'threads'"]),
         (["++sampling.foo=1"], ["no setting 'sampling.foo'", "known: sampling.temperature"]),

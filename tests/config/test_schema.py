@@ -78,6 +78,13 @@ def test_defaults_are_in_range() -> None:
         ("engine.max_context", -1),
         ("engine.kv_pages", -1),
         ("engine.buckets", [1, 0]),
+        ("engine.buckets", [1, 65537]),
+        ("engine.max_context", 2**24 + 1),
+        ("engine.max_batch_tokens", 65537),
+        ("engine.max_seqs", 4097),
+        ("engine.max_rows", 65537),
+        ("engine.page_size", 4097),
+        ("engine.kv_pages", 2**24 + 1),
         ("model.sha256", "abc"),
         ("model.ref", ""),
         ("cache_dir", ""),
@@ -88,6 +95,10 @@ def test_out_of_range_is_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")) as caught:
         check(config(**{key.replace(".", "__"): value}))
     assert caught.value.remedy
+
+
+def test_a_bound_is_written_in_full() -> None:
+    assert str(RANGES["engine.max_context"]) == "at least 0 and at most 16777216"
 
 
 def test_every_range_is_of_a_key() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 
-from helpers.settings import Jobs
+from helpers.settings import INSTALLED, Jobs
 from hydra_plugins.llmcore_searchpath import LlmcoreSearchPath
 from llmcore.config import search_path
 from llmcore.config.models import lookup, named_models, reference_of
@@ -40,7 +41,8 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_third_partys_files_compose(third_party: Path) -> None:
     jobs = Jobs()
-    assert jobs.run(["backend=theirs", "model=parrot"]) == 0
+    installed = replace(INSTALLED, backends=(*INSTALLED.backends, "theirs"))
+    assert jobs.run(["backend=theirs", "model=parrot"], installed) == 0
     config = jobs.jobs[0].config
     assert config.backend.name == "theirs"
     assert config.model.ref == "org/parrot"
