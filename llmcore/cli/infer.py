@@ -155,7 +155,7 @@ def as_json(llm: LLM, job: Job, answer: Answer, load_s: float) -> dict[str, Any]
         "text": "".join(answer.text),
         "finish_reason": answer.finish_reason,
         "model": job.config.model.ref,
-        "backend": backend_in_use(llm, job),
+        "backend": backend_in_use(llm),
         "timings": answer.timings(load_s),
         "memory": memory,
     }
@@ -164,9 +164,6 @@ def as_json(llm: LLM, job: Job, answer: Answer, load_s: float) -> dict[str, Any]
     return result
 
 
-def backend_in_use(llm: LLM, job: Job) -> str:
-    """The backend asked for; for ``auto`` the one that runs most nodes."""
-    name = job.config.backend.name
-    if name != "auto":
-        return name
+def backend_in_use(llm: LLM) -> str:
+    """The backend that runs most nodes: what was asked for may lack an op, or be overridden for one."""
     return Counter(row.backend for row in llm.explain().rows).most_common(1)[0][0]

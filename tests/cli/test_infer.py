@@ -32,6 +32,7 @@ class Loader:
     def __call__(self, config: Config, *, family: str) -> FakeLLM:
         assert family == "llama"
         self.configs.append(config)
+        self.llm.backend = config.backend.name if config.backend.name != "auto" else "numba"
         self.caches.append(os.environ.get("LLMCORE_CACHE"))
         return self.llm
 
@@ -97,6 +98,13 @@ def test_json_of_a_single_token_has_no_decode_rate(loader: Loader, capsys: pytes
     found = json.loads(capsys.readouterr().out)
     assert found["timings"]["decode_tok_s"] is None
     assert found["backend"] == "torch"
+
+
+def test_the_backend_is_the_one_that_runs(loader: Loader) -> None:
+    loader.llm.backend = "torch"  # whatever was asked for
+    assert infer.backend_in_use(loader.llm) == "torch"
+    loader.llm.backend = "numba"  # the head alone is torch's
+    assert infer.backend_in_use(loader.llm) == "numba"
 
 
 def test_four_jobs(loader: Loader, capsys: pytest.CaptureFixture[str]) -> None:

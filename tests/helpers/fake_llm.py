@@ -24,6 +24,7 @@ class FakeLLM:
     """Answers every prompt with ``pieces``, one a token.
 
     Attributes:
+        backend: what runs its layers.
         asked: what it was given, in order: ids of prompts, messages of conversations.
     """
 
@@ -36,6 +37,7 @@ class FakeLLM:
         self.params: list[SamplingParams] = []
         self.closed = False
         self.streaming = False
+        self.backend = "numba"
 
     def encode(self, text: str) -> list[int]:
         """One id for each character."""
@@ -68,8 +70,8 @@ class FakeLLM:
             self.streaming = False
 
     def explain(self, tokens: int = 1) -> Explanation:
-        """Three layers on numba and a head on torch."""
-        layers = [row("linear", f"model.layers.{i}.mlp.up_proj") for i in range(3)]
+        """Three layers on ``backend`` and a head on torch."""
+        layers = [row("linear", f"model.layers.{i}.mlp.up_proj", self.backend) for i in range(3)]
         head = row("linear", "lm_head", "torch", "backend.ops.linear=torch")
         return Explanation(tokens, (*layers, head), (("native", 3), ("calls", 1)), 1000, 900, 3000, 3.0)
 
