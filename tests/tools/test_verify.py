@@ -63,6 +63,15 @@ def test_refused(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("order", "against"), [("[torch]", "torch"), ("[numba,torch]", "numba")])
+def test_a_backend_is_not_compared_with_itself(
+    order: str, against: str, tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tiny_model("llama3").path)
+    assert main(["verify", path, f"backend.order={order}", "--against", against]) == 2
+    assert f"the model is run by {against} already" in capsys.readouterr().err
+
+
 def test_against_an_unknown_backend(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tiny_model("llama3").path), "--against", "trch", *TEXT]) == 2
     assert "did you mean 'torch'" in capsys.readouterr().err

@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcore.cli.console import table
 from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import JSON, PROMPT, Flag
-from llmcore.config.compose import Command, Job
+from llmcore.config.compose import FALLBACK, Command, Job
 from llmcore.config.prompts import read_prompt
 from llmcore.config.schema import BackendConfig, Config, ModelConfig
 from llmcore.errors import ConfigError
 from llmcore.verify import Report, Trace, common, compare, transformers_trace
+
+if TYPE_CHECKING:
+    from llmcore.llm import LLM
 
 AGAINST = Flag("--against", "transformers (in float32, the default) or the name of a backend", "NAME")
 TOKENS = Flag("--tokens", "compare at most so many tokens of the text (64 by default)", "N")
@@ -47,6 +50,7 @@ def run(job: Job) -> int:
     text = read_prompt(job.given, None) if asked else TEXT
     llm = load(job.config, taps=True)
     try:
+        _check_other(llm, job.config, against)
         ids = llm.encode(text)[:limit]
         path = llm.path
         found: Trace = llm.trace(ids)
@@ -60,6 +64,16 @@ def run(job: Job) -> int:
     shown = as_json(job.config, against, report) if "--json" in job.given else as_text(job.config, against, report)
     print(shown)
     return 0 if report.first_divergent is None else DIVERGED
+
+
+def _check_other(llm: LLM, config: Config, against: str) -> None:
+    """Refuses to compare a backend with itself: nothing could differ, so agreement would say nothing."""
+    bound = {row.backend for row in llm.explain().rows}
+    if not config.backend.ops and against in bound and bound <= {against, FALLBACK}:
+        raise ConfigError(
+            f"the model is run by {against} already: there is nothing to compare",
+            remedy=f"give another backend=NAME, or --against {TRANSFORMERS}",
+        )
 
 
 def _number(given: Mapping[str, str], name: str, default: float) -> float:
@@ -76,7 +90,7 @@ def _number(given: Mapping[str, str], name: str, default: float) -> float:
 
 def _other_backend(config: Config, path: str, backend: str, ids: Sequence[int]) -> Trace:
     """The trace of the same model by ``backend`` alone, torch filling in."""
-    order = list(dict.fromkeys((backend, "torch")))
+    order = list(dict.fromkeys((backend, FALLBACK)))
     model = ModelConfig(path, None, config.model.ignore_config_keys)
     llm = load(replace(config, model=model, backend=BackendConfig(backend, order)), taps=True)
     try:
