@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_llm import FakeLLM
+from helpers.tiny import TinyModel
 from llmcore.cli import chat
 from llmcore.cli.chat import Conversation, converse
 from llmcore.cli.main import main
@@ -131,3 +132,14 @@ def test_a_model_without_template(load: Callable[[FakeLLM], None], capsys: pytes
     assert main(["chat", "/models/x"]) == 2
     assert "no chat template" in capsys.readouterr().err
     assert fake.closed
+
+
+def test_a_line_that_is_no_utf8_is_refused_and_the_talk_goes_on(
+    tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nhi\n"), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", typed)
+    assert main(["chat", str(tiny_model("llama3").path), "backend=torch", "max_new_tokens=2"]) == 0
+    out, err = capsys.readouterr()
+    assert "lone surrogate" in err and "Traceback" not in err
+    assert out.endswith("\n")
