@@ -15,12 +15,17 @@ from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import PluginError, UnsupportedModelError
 
 CONFIG = Config(
-    model=ModelConfig("nowhere/at-all"), backend=BackendConfig("auto", ["not_here", "numba", "torch"]), threads=1
+    model=ModelConfig("nowhere/at-all"), backend=BackendConfig("auto", ["triton", "numba", "torch"]), threads=1
 )
 
 
 @pytest.mark.parametrize(
-    "backend", [BackendConfig("nmba", ["nmba", "torch"]), BackendConfig("auto", ["numba"], {"rope": "nmba"})]
+    "backend",
+    [
+        BackendConfig("nmba", ["nmba", "torch"]),
+        BackendConfig("auto", ["numba"], {"rope": "nmba"}),
+        BackendConfig("auto", ["nmba", "torch"]),
+    ],
 )
 def test_backends_that_are_not_installed(backend: BackendConfig) -> None:
     with pytest.raises(PluginError, match="did you mean 'numba'"):
