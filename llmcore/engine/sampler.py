@@ -64,7 +64,7 @@ class Sampler:
             if request.params.penalised:
                 penalise(row, request)
         greedy = [request.params.greedy for request in requests]
-        chosen = adjusted.argmax(-1) if any(greedy) else None
+        chosen = np.where(np.isnan(adjusted), -np.inf, adjusted).argmax(-1) if any(greedy) else None  # as the op has it
         if not all(greedy):
             drawn = self._draw(requests)
             chosen = drawn if chosen is None else np.where(greedy, chosen, drawn)

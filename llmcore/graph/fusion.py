@@ -69,7 +69,7 @@ class _Surroundings:
 def _fused(match: Match, parts: list[Node]) -> Node:
     spec = match.pattern.spec
     args = {name: match.value(hole) for name, hole in match.pattern.holes.items()}
-    attrs = {name: match.attrs.get(name, 0) for name in spec.attrs}
+    attrs = spec.coerce({name: match.attrs.get(name, 0) for name in spec.attrs})
     dims = spec.unify({name: value.shape for name, value in args.items()})
     node = Node(spec, _common_path(parts), args, attrs, dims)
     node.outputs = {name: match.value(hole) for name, hole in match.pattern.results.items()}

@@ -112,7 +112,7 @@ class Graph:
         spec = ops.get(name)
         given = {key: value for key, value in arguments.items() if value is not None}
         _check_names(spec, given)
-        attrs = {key: given[key] for key in spec.attrs}
+        attrs = spec.coerce({key: given[key] for key in spec.attrs})
         args = {param.name: self._value(given[param.name], spec, param) for param in _tensors(spec, given)}
         dims = spec.unify({key: value.shape for key, value in args.items()})
         node = Node(spec, self._path[-1] if self._path else "", args, attrs, dims)

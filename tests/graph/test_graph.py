@@ -112,3 +112,11 @@ def test_fork_grows_by_itself() -> None:
     assert op_names(g) == ["linear"] and op_names(other) == ["linear", "linear"]
     assert list(g.outputs) == ["y"] and list(g.weights) == ["w"]
     assert list(other.weights) == ["w", "v"] and other.nodes[0] is g.nodes[0]
+
+
+def test_attributes_have_the_types_that_the_op_declares() -> None:
+    g = small_graph()
+    g.op("rms_norm", x=g.input("x"), weight=weight("w", WIDTH), eps=1)
+    assert isinstance(g.nodes[0].attrs["eps"], float)  # its bits go into an operand table
+    with pytest.raises(RegistryError, match="eps is a float"):
+        g.op("rms_norm", x=g.input("x"), weight=weight("w", WIDTH), eps="small")
