@@ -13,9 +13,9 @@ import ctypes, json, sys
 PR_SET_THP_DISABLE = 41  # else one touched KV page of a layer may count as a huge one of 2 MB
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
-def private():  # kB that belong to this process alone and to no file
+def private():  # kB that belong to no file; "Private_Dirty" counts a model's pages too until they are written back
     with open("/proc/self/smaps_rollup") as lines:
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 import numba, tokenizers, llmcore.llm
 from llmcore import LLM, SamplingParams
@@ -34,11 +34,9 @@ print(json.dumps({"used": used * 1024, "declared": declared, "mapped": memory.we
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="counts private memory as Linux does")
 def test_private_memory_of_a_loaded_model(smollm2_path):
     command = [sys.executable, "-c", SCRIPT, smollm2_path]
-    runs = []
-    for _ in range(4):  # a run that has to compile kernels holds a compiler too: the one that takes least is warm
+    for _ in range(2):  # the first run compiles kernels where none are cached, and a compiler is no part of a model
         result = subprocess.run(command, capture_output=True, text=True, check=True)
-        runs.append(json.loads(result.stdout.splitlines()[-1]))
-    found = min(runs, key=lambda run: run["used"])
+    found = json.loads(result.stdout.splitlines()[-1])
     assert found["mapped"] > 96_000_000
     assert found["used"] - found["declared"] < 60_000_000
     assert not found["torch"]  # the CPU path answers without importing it
