@@ -1,4 +1,7 @@
-"""Weights stay mapped: what a loaded model takes for itself beyond arena, cache and repacks is small."""
+"""Weights stay mapped: what a loaded model takes for itself beyond arena, cache and repacks is small.
+
+Counted over a Python that has imported numpy, numba and tokenizers, which take some 35 MB over a bare one.
+"""
 
 import json
 import subprocess
