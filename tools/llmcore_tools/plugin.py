@@ -10,4 +10,7 @@ def llmcore_commands() -> list[CommandInfo]:
     """The tools."""
     return [
         CommandInfo("verify", "compare a model with transformers or another backend", "llmcore_tools.verify:main", 60),
+        CommandInfo(
+            "bench", "measure speed: a model, its ops, against llama.cpp", "llmcore_tools.bench.command:main", 70
+        ),
     ]
