@@ -15,7 +15,7 @@ from llmcore.cli.console import report
 from llmcore.cli.model import forgetful_cache, load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import NO_CACHE, SYSTEM
-from llmcore.config.compose import Command, Job
+from llmcore.config.command import Command, Job
 from llmcore.config.prompts import read_system
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import ConfigError, LlmcoreError, near

@@ -13,7 +13,7 @@ from llmcore.cli.console import number, table
 from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import JSON, Flag
-from llmcore.config.compose import Command, Job
+from llmcore.config.command import Command, Job
 from llmcore.errors import ConfigError
 
 if TYPE_CHECKING:

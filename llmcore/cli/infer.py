@@ -19,7 +19,7 @@ from llmcore.config.prompts import read_prompt, read_system
 from llmcore.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from llmcore.config.compose import Job
+    from llmcore.config.command import Job
     from llmcore.engine.request import Delta, FinishReason, TokenLogprobs
     from llmcore.llm import LLM
 
@@ -59,7 +59,7 @@ def infer_main(name: str, family: str, argv: Sequence[str] | None = None) -> int
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def action() -> int:
-        from llmcore.config.compose import Command
+        from llmcore.config.command import Command
 
         command = Command(name, f"answer a prompt with a {family.capitalize()} model", FLAGS)
         with ExitStack() as stack:

@@ -65,7 +65,7 @@ def _complete(arguments: list[str]) -> int:
     words = line.split(" ")
     if not arguments[1:] or not arguments[1].startswith("query="):
         from llmcore.cli.settings import run_with_settings
-        from llmcore.config.compose import Command
+        from llmcore.config.command import Command
 
         return run_with_settings(Command("llmcore", ""), arguments, lambda _: 0)
     if len(words) < 3:

@@ -9,13 +9,14 @@ from llmcore.cli.console import report
 from llmcore.plugins import plugins, resolve
 
 if TYPE_CHECKING:
-    from llmcore.config.compose import Command, Task
+    from llmcore.config.command import Command, Task
 
 
 def run_with_settings(command: Command, argv: Sequence[str], task: Task) -> int:
     """Runs ``task`` for each job that the command line asks for; returns the exit code."""
     from llmcore import ops
-    from llmcore.config.compose import Installed, run
+    from llmcore.config.command import Installed
+    from llmcore.config.launch import run
 
     installed = Installed(ops.NAMES, list(plugins().backends), is_reference)
     return run(command, argv, task, installed, report)

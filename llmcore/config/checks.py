@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
+from llmcore.config import own
 from llmcore.config.schema import Config
-from llmcore.config.search_path import OWN
 from llmcore.errors import ConfigError, near
 
 SHA256_DIGITS = 64
@@ -95,11 +94,7 @@ def check_backends(config: Config, installed: Collection[str]) -> None:
 
 
 def _own_order() -> list[str]:
-    file = files(OWN) / "backend" / f"{AUTO}.yaml"
-    from omegaconf import OmegaConf
-
-    order: list[str] = OmegaConf.create(file.read_text(encoding="utf-8")).order
-    return list(order)
+    return list((own.read(f"backend/{AUTO}") or {}).get("order", ()))
 
 
 def _get(config: Config, key: str) -> Any:

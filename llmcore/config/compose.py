@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,8 +27,9 @@ from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from llmcore.config import complaints
-from llmcore.config.arguments import VERSION, Flag, extract, usage
+from llmcore.config.arguments import VERSION, extract, usage
 from llmcore.config.checks import check, check_backends
+from llmcore.config.command import FALLBACK, Command, Installed, Job, Report, Task
 from llmcore.config.completion import LINE, flags_for, hide_flags
 from llmcore.config.quiet import as_command_line, register_scratch, unreported_errors
 from llmcore.config.quoting import quoted, uninterpolated
@@ -38,47 +39,7 @@ from llmcore.config.search_path import OWN
 from llmcore.errors import ConfigError, LlmcoreError
 
 VERSION_BASE = "1.3"
-FALLBACK = "torch"  # runs every op
 GROUPS = ("model", "backend", "sampling", "engine")
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command that runs from settings. ``name`` is what its user types: ``llama_infer``, ``llmcore explain``."""
-
-    name: str
-    summary: str
-    flags: tuple[Flag, ...] = ()
-    config: str = "infer"
-
-
-@dataclass(frozen=True)
-class Installed:
-    """What the rest of this environment offers to the settings.
-
-    Attributes:
-        ops: names of ops: the keys of ``backend.ops``.
-        backends: names of backends; one that brings no config file gets an option of its name.
-        is_reference: whether a text could be a model reference.
-    """
-
-    ops: Collection[str]
-    backends: Collection[str]
-    is_reference: Callable[[str], bool]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: its settings and our flags; ``number`` counts the runs of a sweep and is None outside of one."""
-
-    config: Config
-    given: Mapping[str, str]
-    overrides: tuple[str, ...] = ()
-    number: int | None = None
-
-
-Task = Callable[[Job], int]
-Report = Callable[[LlmcoreError], int]
 
 
 class _Escape(BaseException):
@@ -139,15 +100,7 @@ def _dotted(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def run(command: Command, argv: Sequence[str], task: Task, installed: Installed, report: Report) -> int:
-    """Does what the command line asks for; returns the exit code: the highest of all jobs.
-
-    Args:
-        task: runs one job.
-        report: tells the user about an error in one job, and returns its exit code.
-
-    Raises:
-        ConfigError: the command line or a config file is wrong; no job has run.
-    """
+    """What :func:`llmcore.config.launch.run` does, for any command line."""
     given, rest = extract(argv, (*command.flags, VERSION))
     if VERSION.name in given:
         print(f"llmcore {version('llmcore')}")

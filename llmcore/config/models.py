@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from typing import cast
+import re
+from typing import TYPE_CHECKING, cast
 
+from llmcore.config import own
 from llmcore.config.schema import ModelConfig
 from llmcore.config.search_path import OWN, offered
 from llmcore.errors import ConfigError
 
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+NAME = re.compile(r"\w+", re.ASCII)  # of a file of ours; a reference with a slash or a dot is none
 CUSTOM = "custom"  # the option that stands for "any reference"
 
 
 def named_models() -> dict[str, Traversable]:
     """Short name → file, of our package and of all that installed packages offer; ours win."""
+    from importlib.resources import files
+
     found: dict[str, Traversable] = {}
     for package in (OWN, *(offer.package for offer in offered())):
         folder = files(package) / "model"
@@ -31,6 +37,9 @@ def lookup(model: str) -> ModelConfig:
     Raises:
         ConfigError: the file of that name cannot be used.
     """
+    ours = own.read(f"model/{model}") if NAME.fullmatch(model) and model != CUSTOM else None
+    if ours is not None:
+        return ModelConfig(**ours)
     file = named_models().get(model)
     if file is None:
         return ModelConfig(ref=model)

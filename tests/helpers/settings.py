@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmcore.config.arguments import CHAT, JSON, PROMPT, SYSTEM
-from llmcore.config.compose import Command, Installed, Job, run
+from llmcore.config.command import Command, Installed, Job
+from llmcore.config.launch import run
 from llmcore.errors import LlmcoreError
 
 COMMAND = Command("answer_me", "answer with a model", (*PROMPT, *CHAT, SYSTEM, JSON))

@@ -12,7 +12,7 @@ from llmcore.cli.console import table
 from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import JSON, PROMPT, Flag
-from llmcore.config.compose import FALLBACK, Command, Job
+from llmcore.config.command import FALLBACK, Command, Job
 from llmcore.config.prompts import read_prompt
 from llmcore.config.schema import BackendConfig, Config, ModelConfig
 from llmcore.errors import ConfigError
