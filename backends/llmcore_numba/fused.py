@@ -68,10 +68,12 @@ def add_rms_norm(operands, _thread, _threads):
     chunk = max(1, CHUNK // width)
     first = claim(operands) * chunk
     while first < rows:
-        for row in range(first * width, min(first + chunk, rows) * width, width):
-            add_row(a + row * 4, b + row * 4, sums + row * 4, width)
-            for group in range(row, row + width, size):
+        for row in range(first, min(first + chunk, rows)):
+            group, end = row * width, (row + 1) * width
+            add_row(a + group * 4, b + group * 4, sums + group * 4, width)
+            while group < end:
                 normalise(sums + group * 4, weight, y + group * 4, size, eps)
+                group += size
         first = claim(operands) * chunk
 
 

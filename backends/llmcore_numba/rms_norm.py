@@ -43,6 +43,9 @@ def rms_norm(operands, _thread, _threads):
     chunk = max(1, CHUNK // width)
     first = claim(operands) * chunk
     while first < rows:
-        for group in range(first * width, min(first + chunk, rows) * width, size):
+        end = min(first + chunk, rows) * width
+        group = first * width
+        while group < end:  # range would raise for a step of 0, and code that may raise needs Numba's runtime
             normalise(x + group * 4, weight, y + group * 4, size, eps)
+            group += size
         first = claim(operands) * chunk

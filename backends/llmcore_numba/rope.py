@@ -33,7 +33,8 @@ def rope(operands, _thread, _threads):
     while first < tokens:
         for token in range(first, min(first + chunk, tokens)):
             angle = load_i32(positions + token * 4) * pairs * 4
-            for head in range(token * width, (token + 1) * width, head_dim):
+            head = token * width
+            while head < (token + 1) * width:
                 if interleaved:
                     rotate_head(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs, 4, 8)
                 else:
@@ -41,4 +42,5 @@ def rope(operands, _thread, _threads):
                 if rest and x != y:
                     after = (head + 2 * pairs) * 4
                     copy(x + after, y + after, rest)
+                head += head_dim
         first = claim(operands) * chunk

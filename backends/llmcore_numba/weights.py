@@ -9,7 +9,7 @@ a row.
 
 from __future__ import annotations
 
-from llmcore.native.abi import NativeKernel, inlined, native_kernel, scratch, specialised, store_f32
+from llmcore.native.abi import NativeFunction, inlined, native_kernel, scratch, specialised, store_f32
 from llmcore.native.vector import fma, load, load_first, store, store_first, total, zeros
 from llmcore_numba.scratch import FOR_ROWS
 from llmcore_numba.tile import TOKENS, tile_3x2
@@ -31,7 +31,7 @@ class PerFormat:
     def __init__(self, template) -> None:
         self.template = template
 
-    def __getattr__(self, name: str) -> NativeKernel:
+    def __getattr__(self, name: str) -> NativeFunction:
         if name not in FORMATS:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
         kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", FORMAT=FORMATS[name]))

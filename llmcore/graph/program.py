@@ -18,6 +18,7 @@ from llmcore.graph.memory import Plan, plan
 from llmcore.graph.segments import BoundCall, CallSegment, NativeRow, NativeSegment, Segment, bits
 from llmcore.graph.weight_store import WeightStore
 from llmcore.layers.base import Const, State
+from llmcore.native.code import loader
 from llmcore.ops import Param
 from llmcore.plugins import resolve
 from llmcore.registry.choose import Choice, Registry
@@ -190,12 +191,13 @@ class Binder:
         tensors = [0 if operand is None else operand.address for operand in self.operands(node, choice)]
         dims = [self.address_of(node, letter) for letter in node.op.dims]
         attrs = [bits(node.attrs[name]) for name in node.op.attrs]
-        function = resolve(choice.kernel.target)()
-        if not isinstance(function, int):
+        try:
+            function = loader().address(choice.kernel.target)
+        except TypeError as error:
             raise RegistryError(
-                f"kernel {choice.kernel.target} of backend {choice.backend} is not native: it returned {function!r}",
+                f"kernel {choice.kernel.target} of backend {choice.backend} is not native: {error}",
                 remedy='a target with abi="native" returns the address of its function',
-            )
+            ) from error
         return NativeRow(function, [*tensors, *dims, *attrs])
 
     def address_of(self, node: Node, letter: str) -> int:

@@ -20,7 +20,7 @@ Importing this imports Numba.
 from __future__ import annotations
 
 from llmcore.native import HEADER, SCRATCH_BYTES
-from llmcore.native.compiling import NativeKernel, compiled, inlined, native_kernel, specialised
+from llmcore.native.compiling import NativeFunction, inlined, native_kernel, specialised
 from llmcore.native.memory import (
     array,
     f32_from_bits,
@@ -80,10 +80,9 @@ def f64_attr(operands: int, index: int) -> float:
 
 __all__ = [
     "SCRATCH_BYTES",
-    "NativeKernel",
+    "NativeFunction",
     "array",
     "claim",
-    "compiled",
     "dim",
     "f32_from_bits",
     "f64_attr",

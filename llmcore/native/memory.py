@@ -11,11 +11,11 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
+
+from llmcore.native.machine import has_half_conversion
 
 WORD = ir.IntType(64)
 Emit = Callable[..., Any]
@@ -76,19 +76,10 @@ store_f32 = _storer(types.float32, ir.FloatType())
 store_f64 = _storer(types.float64, ir.DoubleType())
 
 
-def converts_halves() -> bool:
-    """Whether the processor that is compiled for has an instruction for it; LLVM calls a missing function otherwise."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return True
-    named = numba.config.CPU_FEATURES  # as a user may set it, "+avx,+f16c"
-    host = llvmlite.binding.get_host_cpu_features()
-    return host.get("f16c", False) if named is None else "+f16c" in named.split(",")
-
-
 def emit_half(builder: Any, bits: Any, like: Callable[[Any], Any]) -> Any:
     """float32 of the IEEE halves in the int16 ``bits``; ``like`` makes a vector type of an element's, or leaves it."""
     word, single = like(ir.IntType(32)), like(ir.FloatType())
-    if converts_halves():
+    if has_half_conversion():
         return builder.fpext(builder.bitcast(bits, like(ir.HalfType())), single)
 
     def number(value: float, kind: Any) -> Any:

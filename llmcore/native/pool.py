@@ -14,6 +14,7 @@ then sleep until the next run.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -23,153 +24,24 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from llmcore.errors import LlmcoreError
 from llmcore.native import SCRATCH_BYTES
-from llmcore.native.compiling import compiled, inlined
-from llmcore.native.memory import (
-    call_kernel,
-    exchange,
-    load_acquire,
-    load_i64,
-    load_ordered,
-    pause,
-    store_i64,
-    store_release,
-)
+from llmcore.native.code import loader
+from llmcore.native.control import ANNOUNCED, LINE, STOP, THREADS, WOKEN
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
-# The control block, in bytes: one line for the run, one for its progress, one for each thread. Lines lie two cache
-# lines apart, since processors fetch pairs.
-LINE = 128
-STATE, ANNOUNCED, TABLE, ROWS, STOP = 0, 8, 16, 24, 32
-FRONT = LINE  # rows that thread 0 has passed: where a late thread begins
-THREADS = 2 * LINE
-FLAG, PARKED, WOKEN = 0, 8, 16  # within a thread's line; FLAG holds the row + 1 that it works on
 
-PAUSES = 256  # before a waiting thread offers its processor to others
-YIELDS = 32  # and this often, before it sleeps
-IDLE_ROUNDS = 10  # of PAUSES each before an idle worker goes to sleep: 50 to 100 µs
-
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
-_usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
-
-
-@inlined  # type: ignore[untyped-decorator]
-def _line(control: int, thread: int) -> int:
-    return control + THREADS + thread * LINE
-
-
-@inlined  # type: ignore[untyped-decorator]
-def _await_change(address: int, value: int) -> None:
-    """Waits until the word at ``address`` is not ``value``."""
-    spins = 0
-    while load_acquire(address) == value:
-        spins += 1
-        if spins < PAUSES:
-            pause()
-        elif spins < PAUSES + YIELDS:
-            _sched_yield()
-        else:  # whoever we wait for has lost its processor: it may need the time that spinning takes
-            _usleep(50)
-
-
-@inlined  # type: ignore[untyped-decorator]
-def _walk(control: int, state: int, thread: int, threads: int) -> None:
-    """Runs the rows of the run ``state`` that are not passed yet; returns early when that run has been closed."""
-    table, rows = load_acquire(control + TABLE), load_acquire(control + ROWS)
-    flag = _line(control, thread) + FLAG
-    row = load_acquire(control + FRONT)
-    while row < rows:
-        exchange(flag, row + 1)
-        if load_ordered(control + STATE) != state:
-            store_release(flag, 0)
-            return
-        call_kernel(load_i64(table + row * 16), load_i64(table + row * 16 + 8), thread, threads)
-        store_release(flag, 0)
-        for other in range(threads):
-            if other != thread:
-                _await_change(_line(control, other) + FLAG, row + 1)
-        row += 1
-        if thread == 0:
-            store_release(control + FRONT, row)
-
-
-def _run(control: int, table: Table, threads: int) -> None:
-    """The caller's side: opens a run, takes part in it as thread 0, closes it."""
-    address, rows = table.ctypes.data, len(table)
-    for row in range(rows):
-        counters = load_i64(load_i64(address + row * 16 + 8))
-        store_i64(counters, 0)
-        store_i64(counters + 8, 0)
-    if threads == 1:
-        for row in range(rows):
-            call_kernel(load_i64(address + row * 16), load_i64(address + row * 16 + 8), 0, 1)
-        return
-    store_i64(control + TABLE, address)
-    store_i64(control + ROWS, rows)
-    store_i64(control + FRONT, 0)
-    state = load_i64(control + STATE) + 1
-    exchange(control + STATE, state)
-    _walk(control, state, 0, threads)
-    exchange(control + STATE, state + 1)
-    for thread in range(1, threads):
-        flag = _line(control, thread) + FLAG
-        raised = load_ordered(flag)
-        if raised != 0:
-            _await_change(flag, raised)
-
-
-def _announce(control: int, threads: int) -> int:
-    """Keeps workers from going to sleep before the next run; returns how many are asleep and must be woken.
-
-    Those that an interrupted run has announced to, and not woken, are among them.
-    """
-    exchange(control + ANNOUNCED, load_i64(control + STATE) + 1)
-    woken = 0
-    for thread in range(1, threads):
-        line = _line(control, thread)
-        if load_ordered(line + PARKED) != 0 and exchange(line + PARKED, 0) != 0:
-            store_i64(line + WOKEN, 1)
-        woken += load_i64(line + WOKEN)
-    return woken
-
-
-def _serve(control: int, thread: int, threads: int) -> bool:
-    """A worker's side: joins runs as they come. Returns True to go to sleep, False to end."""
-    parked = _line(control, thread) + PARKED
-    done = 0
-    idle = 0
-    while load_acquire(control + STOP) == 0:
-        state = load_acquire(control + STATE)
-        if state & 1 and state != done:
-            _walk(control, state, thread, threads)
-            done = state
-            idle = 0
-            continue
-        for _ in range(PAUSES):
-            pause()
-            if load_acquire(control + STATE) != state:
-                break
-        idle += 1
-        if idle > IDLE_ROUNDS:
-            exchange(parked, 1)
-            now = load_ordered(control + STATE)
-            coming = load_ordered(control + ANNOUNCED) > now or (now & 1 and now != done)
-            if not coming and load_ordered(control + STOP) == 0:
-                return True
-            if exchange(parked, 0) == 0:  # whoever announced the run has counted this thread as asleep
-                return True
-            idle = 0
-        _sched_yield()
-    return False
+def _function(name: str, result: Any, arguments: int) -> Callable[..., Any]:
+    """A function of :mod:`llmcore.native.loop`, called without the GIL."""
+    kind = ctypes.CFUNCTYPE(result, *[ctypes.c_int64] * arguments)
+    return kind(loader().address(f"llmcore.native.loop:{name}"))
 
 
 @cache
 def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    return compiled(_run), compiled(_announce), compiled(_serve)
+    return _function("run", None, 4), _function("announce", ctypes.c_int64, 2), _function("serve", ctypes.c_int64, 3)
 
 
 def _work(block: Table, thread: int, threads: int, bell: threading.Lock) -> None:
@@ -265,7 +137,7 @@ class WorkerPool:
             try:
                 if self._announce(self._control, self.threads):
                     self._ring()
-                self._run(self._control, table, self.threads)
+                self._run(self._control, table.ctypes.data, len(table), self.threads)
             except BaseException:
                 self._block[ANNOUNCED // 8] = 0  # else workers would await the run that has not come
                 raise

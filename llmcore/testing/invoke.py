@@ -11,6 +11,7 @@ import numpy as np
 
 from llmcore import ops
 from llmcore.hookspecs import BackendInfo, KernelInfo
+from llmcore.native.code import loader
 from llmcore.ops import OpSpec, Param
 from llmcore.plugins import Plugins, resolve
 from llmcore.registry.choose import Preference, Registry
@@ -108,13 +109,12 @@ def execute(
     attrs = spec.coerce(attrs)
     operands = _place(spec, kernel, values, dims, setting)
     operands.update({param.name: state for param in spec.of("state") if state is not None})
-    target = resolve(kernel.target)
     try:
         if kernel.abi == "native":
             table, _keep = _operand_table(spec, operands, dims, attrs)
-            setting.machine.run(target(), table, setting.threads, late=setting.late)
+            setting.machine.run(loader().address(kernel.target), table, setting.threads, late=setting.late)
         else:
-            target(*(_view(kernel, operands.get(param.name)) for param in spec.params), **attrs)
+            resolve(kernel.target)(*(_view(kernel, operands.get(param.name)) for param in spec.params), **attrs)
     except KernelMismatch:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ FILES = (ROOT.parent / "native" / "test_vector.py", ROOT / "test_numba_sizes.py"
 
 @pytest.mark.slow
 def test_on_a_plain_processor(tmp_path: Path) -> None:
-    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "LLMCORE_CACHE": str(tmp_path)}
+    plain = {"LLMCORE_CPU": "generic", "LLMCORE_CACHE": str(tmp_path)}
     chosen = "vector or sizes or linear.F16 or linear.Q4_1 or embedding.F16 or attention or rope or norm"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, FILES)]
     done = subprocess.run(command, env={**os.environ, **plain}, capture_output=True, text=True, check=False)
