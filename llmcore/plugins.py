@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import pluggy
@@ -25,6 +25,7 @@ from llmcore.hookspecs import BackendInfo, CommandInfo, FamilyInfo, FormatInfo, 
 
 DISTRIBUTION = "llmcore"
 Record = TypeVar("Record")
+Owner = tuple[str, str]  # name and version of a distribution
 
 
 class PluginWarning(UserWarning):
@@ -100,25 +101,31 @@ def resolve(target: str) -> Any:
     return found
 
 
-def _wanted(found: Iterable[EntryPoint]) -> list[EntryPoint]:
+def _wanted(found: Iterable[EntryPoint]) -> list[tuple[EntryPoint, Owner]]:
+    """The entry points to load, each with its owner; built-ins first."""
     limit = os.environ.get("LLMCORE_LOAD_PLUGINS")
     names = None if limit is None else {name.strip() for name in limit.split(",") if name.strip()}
     found = list(found)
     unknown = (names or set()) - {entry.name for entry in found}
     if unknown:
         warnings.warn(f"LLMCORE_LOAD_PLUGINS names {sorted(unknown)}: not installed", PluginWarning, stacklevel=3)
+    owners = {id(entry.dist): entry.dist for entry in found}  # most entry points are of one distribution: ours
+    read = {key: _owner(dist) for key, dist in owners.items()}
     ours, theirs = [], []
     for entry in sorted(found, key=lambda e: e.name):
-        if _owner(entry)[0] == DISTRIBUTION:
-            ours.append(entry)
+        owner = read[id(entry.dist)]
+        if owner[0] == DISTRIBUTION:
+            ours.append((entry, owner))
         elif names is None or entry.name in names:
-            theirs.append(entry)
+            theirs.append((entry, owner))
     return ours + theirs  # built-ins first: a third party may not take a built-in's name
 
 
-def _owner(entry: EntryPoint) -> tuple[str, str]:
-    dist = entry.dist
-    return (dist.name, dist.version) if dist is not None else ("unknown", "0")
+def _owner(dist: Distribution | None) -> Owner:
+    if dist is None:
+        return "unknown", "0"
+    metadata = dist.metadata  # read and parsed at each access
+    return metadata["Name"], metadata["Version"]
 
 
 KINDS: tuple[tuple[str, str, str], ...] = (
@@ -131,9 +138,8 @@ KINDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _admit(plugins: Plugins, manager: pluggy.PluginManager, entry: EntryPoint) -> None:
+def _admit(plugins: Plugins, manager: pluggy.PluginManager, entry: EntryPoint, distribution: str) -> None:
     """Imports one entry point and takes over what it offers; raises whatever is wrong with it."""
-    distribution = _owner(entry)[0]
     plugin = entry.load()
     manager.register(plugin, name=f"{distribution}:{entry.name}")
     manager.check_pending()  # a misspelt hook fails here, not by never being called
@@ -160,11 +166,10 @@ def load(found: Iterable[EntryPoint] | None = None) -> Plugins:
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
     plugins = Plugins()
-    for entry in _wanted(entry_points(group=hookspecs.GROUP) if found is None else found):
-        name, version = _owner(entry)
+    for entry, (name, version) in _wanted(entry_points(group=hookspecs.GROUP) if found is None else found):
         error = ""
         try:
-            _admit(plugins, manager, entry)
+            _admit(plugins, manager, entry, name)
         except (Exception, SystemExit) as failure:  # third-party code: whatever it raises must not take the others down
             if name == DISTRIBUTION:
                 raise
