@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -27,10 +28,6 @@ class Block:
     first: int
     last: int
     offset: int = 0
-
-    def meets(self, other: Block) -> bool:
-        """Whether the two are ever alive at once."""
-        return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def plan(graph: Graph, sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> P
     """
     blocks = _blocks(graph, sizes, {name: np.dtype(kind).itemsize for name, kind in dtypes.items()})
     size = _place(blocks)
-    bound = max((sum(b.nbytes for b in blocks if b.first <= i <= b.last) for i in range(len(graph.nodes))), default=0)
+    bound = _largest_live_set(blocks, len(graph.nodes))
     offsets = {value: block.offset for block in blocks for value in block.values}
     total = sum(
         nbytes_of(value.shape, sizes, np.dtype(dtypes[value.dtype]).itemsize)
@@ -80,6 +77,15 @@ def plan(graph: Graph, sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> P
         for value in block.values
     )
     return Plan(offsets, size, bound, total, blocks)
+
+
+def _largest_live_set(blocks: Sequence[Block], nodes: int) -> int:
+    """The most bytes that are alive at any node."""
+    change = [0] * (nodes + 1)
+    for block in blocks:
+        change[block.first] += block.nbytes
+        change[block.last + 1] -= block.nbytes
+    return max(accumulate(change), default=0)
 
 
 def _blocks(graph: Graph, sizes: Mapping[str, int], itemsize: Mapping[str, int]) -> list[Block]:
@@ -142,13 +148,16 @@ def _place(blocks: Sequence[Block]) -> int:
 
 def _fit(order: Sequence[Block]) -> int:
     """Puts each block at the lowest offset that is free for as long as it lives."""
-    placed: list[Block] = []
+    placed: list[list[Block]] = [[] for _ in range(max((block.last for block in order), default=0) + 1)]  # by node
     for block in order:
+        lives = range(block.first, block.last + 1)
+        met = {id(other): other for i in lives for other in placed[i]}.values()
         offset = 0
-        for other in sorted((b for b in placed if b.meets(block)), key=lambda b: b.offset):
+        for other in sorted(met, key=lambda b: b.offset):
             if other.offset - offset >= block.nbytes:
                 break
             offset = max(offset, other.offset + other.nbytes)
         block.offset = offset
-        placed.append(block)
-    return max((block.offset + block.nbytes for block in placed), default=0)
+        for i in lives:
+            placed[i].append(block)
+    return max((block.offset + block.nbytes for block in order), default=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -131,12 +133,22 @@ class Matcher:
                 return False
         return True
 
-    def _candidates(self, match: Match, part: Part) -> Sequence[Node]:
+    def _candidates(self, match: Match, part: Part) -> Iterator[Node]:
         """Nodes that ``part`` may be; those near to the anchor first, for they are of the same layer."""
         used = {id(node) for node in match.nodes.values()}
         anchor = self.place[id(match.nodes[id(match.pattern.parts[-1])])]
-        free = [node for node in self.by_op.get(part.op, ()) if id(node) not in used]
-        return sorted(free, key=lambda node: abs(self.place[id(node)] - anchor))
+        nodes = self.by_op.get(part.op, ())
+        right = bisect_left(nodes, anchor, key=lambda node: self.place[id(node)])
+        left = right - 1
+        while left >= 0 or right < len(nodes):
+            before = anchor - self.place[id(nodes[left])] if left >= 0 else math.inf
+            after = self.place[id(nodes[right])] - anchor if right < len(nodes) else math.inf
+            if before <= after:
+                nearest, left = nodes[left], left - 1
+            else:
+                nearest, right = nodes[right], right + 1
+            if id(nearest) not in used:
+                yield nearest
 
     def _part(self, match: Match, part: Part, node: Node, taken: set[int]) -> bool:
         if id(part) in match.nodes:

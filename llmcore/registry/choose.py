@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 from llmcore import ops
 from llmcore.errors import PluginError, RegistryError, near
@@ -70,11 +69,20 @@ class Registry:
                     remedy=f"offered by: {', '.join(offer) or 'no installed backend'}",
                 )
         self.preference = preference
+        self._groups_by_op = self._grouped()
+        self._problems: dict[str, str | None] = {}
         self.group_backend = self._groups()
         self._group_reason = {
             group: f"group {group!r} is bound to {backend}" for group, backend in self.group_backend.items()
         }
         self._prepared: set[str] = set()
+
+    def _grouped(self) -> dict[str, set[str]]:
+        """Op → the groups that any backend has it in."""
+        found: dict[str, set[str]] = {}
+        for kernel in (kernel for backend in self.backends.values() for kernel in backend.kernels):
+            found.setdefault(kernel.op, set()).update((kernel.group,) if kernel.group else ())
+        return found
 
     def _groups(self) -> dict[str, str]:
         """Group → backend, for the groups that an override touches."""
@@ -96,7 +104,7 @@ class Registry:
         forced = self.preference.ops.get(node.op)
         if forced:
             return [(forced, f"backend.ops.{node.op}={forced}")]
-        for group in self._groups_of(node.op) & self.group_backend.keys():
+        for group in self._groups_by_op.get(node.op, set()) & self.group_backend.keys():
             return [(self.group_backend[group], self._group_reason[group])]
         return [
             (name, f"choice {i + 1} of {len(self.preference.order)}") for i, name in enumerate(self.preference.order)
@@ -107,7 +115,7 @@ class Registry:
         passed: list[str] = []
         for name, why in self.order(node):
             backend = self.backends[name]
-            problem = _ready(backend)
+            problem = self._problem(backend)
             if problem:
                 passed.append(f"{name}: {problem}")
                 continue
@@ -144,7 +152,7 @@ class Registry:
         """
         members: dict[str, list[NodeView]] = {}
         for node in nodes:
-            for group in self._groups_of(node.op):
+            for group in self._groups_by_op.get(node.op, ()):
                 members.setdefault(group, []).append(node)
         for group, views in members.items():
             asked = self.group_backend.get(group)
@@ -163,13 +171,15 @@ class Registry:
                     remedy="`llmcore ops` lists what every installed backend offers",
                 )
 
-    def _groups_of(self, op: str) -> set[str]:
-        kernels = (kernel for backend in self.backends.values() for kernel in backend.kernels)
-        return {kernel.group for kernel in kernels if kernel.op == op and kernel.group}
+    def _problem(self, backend: BackendInfo) -> str | None:
+        """Why ``backend`` cannot run here, or None; asked once."""
+        if backend.name not in self._problems:
+            self._problems[backend.name] = _ready(backend)
+        return self._problems[backend.name]
 
     def _lacks(self, backend: BackendInfo, views: Iterable[NodeView]) -> str | None:
         """Why ``backend`` cannot run all of ``views``, or None."""
-        problem = _ready(backend)
+        problem = self._problem(backend)
         if problem:
             return problem
         for view in views:
@@ -200,7 +210,6 @@ def _check_declared(backend: BackendInfo) -> None:
             )
 
 
-@cache
 def _ready(backend: BackendInfo) -> str | None:
     missing = [name for name in backend.requires if importlib.util.find_spec(name) is None]
     if missing:
