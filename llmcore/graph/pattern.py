@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -103,21 +103,27 @@ class Matcher:
     """Looks for patterns in one graph."""
 
     def __init__(self, graph: Graph) -> None:
-        """Indexes the graph's nodes by op, place and what they make."""
-        self.by_op: dict[str, list[Node]] = {}
+        """Indexes the graph's nodes by call (op and the arguments that it has), place and what they make."""
+        self.by_call: dict[tuple[str, frozenset[str]], list[Node]] = {}
         for node in graph.nodes:
-            self.by_op.setdefault(node.op.name, []).append(node)
+            self.by_call.setdefault((node.op.name, frozenset(node.args)), []).append(node)
         self.place = {id(node): i for i, node in enumerate(graph.nodes)}
         self.producer = {value: node for node in graph.nodes for value in node.outputs.values()}
 
     def find(self, pattern: Pattern, taken: set[int]) -> Iterator[Match]:
         """Every match, in graph order; nodes with ids in ``taken`` are left alone."""
+        if not all(self._alike(part) for part in pattern.parts):
+            return
         anchor = pattern.parts[-1]
-        for node in self.by_op.get(anchor.op, ()):
+        for node in self._alike(anchor):
             if id(node) not in taken:
                 match = Match(pattern, {}, {}, {})
                 if self._part(match, anchor, node, taken) and self._others(match, taken):
                     yield match
+
+    def _alike(self, part: Part) -> Sequence[Node]:
+        """Nodes of the op of ``part`` with the arguments of ``part``, in graph order."""
+        return self.by_call.get((part.op, frozenset(part.args)), ())
 
     def _others(self, match: Match, taken: set[int]) -> bool:
         """Finds the parts that the anchor, a store into the cache, does not depend on: the last part first."""
@@ -137,7 +143,7 @@ class Matcher:
         """Nodes that ``part`` may be; those near to the anchor first, for they are of the same layer."""
         used = {id(node) for node in match.nodes.values()}
         anchor = self.place[id(match.nodes[id(match.pattern.parts[-1])])]
-        nodes = self.by_op.get(part.op, ())
+        nodes = self._alike(part)
         right = bisect_left(nodes, anchor, key=lambda node: self.place[id(node)])
         left = right - 1
         while left >= 0 or right < len(nodes):
