@@ -300,9 +300,10 @@ class LLM:
     def memory(self) -> MemoryUse:
         """What the model uses now."""
         runner = self.runner
-        bound = max(program.plan.lower_bound for program in runner.programs.values())
         store = runner.weights
-        return MemoryUse(runner.compiler.arena.nbytes, bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes)
+        return MemoryUse(
+            runner.compiler.arena.nbytes, runner.arena_bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes
+        )
 
 
 def _other_family(model: str, found: FamilyInfo, wanted: str) -> UnsupportedModelError:

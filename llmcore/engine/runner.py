@@ -98,7 +98,11 @@ def with_argmax(graph: Graph) -> Graph:
 
 @dataclass
 class Runner:
-    """Programs of one model by head (``logits`` or ``ids``) and bucket, made when first needed."""
+    """Programs of one model by head (``logits`` or ``ids``) and bucket, made when first needed.
+
+    Attributes:
+        arena_bound: bytes that no arena for the largest step could do without.
+    """
 
     graph: Graph
     sizes: Sizes
@@ -109,7 +113,7 @@ class Runner:
     programs: dict[tuple[str, int], Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Allocates inputs, outputs and KV pages (memory is taken when touched) and binds the largest programs."""
+        """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""
         limits = self.sizes.limits
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes)
         self.outputs: dict[str, Array] = {}
@@ -125,9 +129,11 @@ class Runner:
             dtype = np.dtype(NUMPY[value.dtype])
             block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             self.outputs[name] = block.view(dtype).reshape(shape)
-        self.compiler.reserve([self._fused(head, self.sizes.tokens) for head in self.graphs], limits.sizes)
-        for head in self.graphs:
-            self.program(head, self.sizes.tokens)
+        largest = [self._fused(head, self.sizes.tokens) for head in self.graphs]
+        self.arena_bound = self.compiler.reserve(largest, limits.sizes)
+        for graph in largest:
+            self.compiler.choose(graph, limits.sizes)  # what nobody can run is refused now, not at some later step
+        self.program("ids", 1)  # so are weights whose packed form memory has no room for
 
     def _bind_cache(self) -> None:
         """Gives the KV cache to one backend for steps of every size, and allocates pages in its layout."""

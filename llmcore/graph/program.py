@@ -70,9 +70,14 @@ class Compiler:
         self.pool = pool
         self.arena = aligned(0)
 
-    def reserve(self, graphs: Iterable[Graph], sizes: Mapping[str, int]) -> None:
-        """Makes the arena large enough for programs of ``graphs`` up to ``sizes``, so that all of them share one."""
-        self.arena = aligned(max(plan(graph, sizes, NUMPY).nbytes for graph in graphs))
+    def reserve(self, graphs: Iterable[Graph], sizes: Mapping[str, int]) -> int:
+        """Makes the arena large enough for programs of ``graphs`` up to ``sizes``, so that all of them share one.
+
+        Returns the largest live set among them, in bytes.
+        """
+        plans = [plan(graph, sizes, NUMPY) for graph in graphs]
+        self.arena = aligned(max(each.nbytes for each in plans))
+        return max(each.lower_bound for each in plans)
 
     def fuse(self, graph: Graph, sizes: Mapping[str, int]) -> None:
         """Replaces parts of ``graph`` by fused ops that a backend at least as wanted as those of the parts offers."""
