@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -22,7 +23,7 @@ def guarded(action: Callable[[], int]) -> int:
     if sys.stdout is None:  # closed before Python began
         print("error: cannot write to stdout: it is closed", file=sys.stderr)
         return REFUSED
-    with plain_warnings(), lenient_stdout():
+    with plain_warnings(), lenient_stdout(), rare_collections():
         try:
             return _reported(action)
         except KeyboardInterrupt:
@@ -72,6 +73,18 @@ def lenient_stdout() -> Iterator[None]:
         yield
     finally:
         out.reconfigure(errors=before)
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Loading a model makes some 400,000 objects, nearly all of which stay: at its usual pace, Python's collector would
+    look through them for garbage for 0.1 s."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmcore.cli.console import BROKEN_PIPE, INTERRUPTED, REFUSED, guarded, number, report, table
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, LlmcoreError
 
 
 def raising(error: BaseException) -> int:
@@ -116,3 +117,14 @@ def test_number(value: float, text: str) -> None:
 def test_stdout_is_still_ours_after_a_broken_pipe() -> None:
     guarded(lambda: raising(BrokenPipeError()))
     assert sys.stdout.writable()
+
+
+def test_garbage_is_collected_more_rarely_while_a_command_runs() -> None:
+    before, seen = gc.get_threshold(), []
+
+    def action() -> int:
+        seen.append(gc.get_threshold())
+        raise LlmcoreError("no")
+
+    assert guarded(action) == 2
+    assert seen[0][0] > before[0] and gc.get_threshold() == before
