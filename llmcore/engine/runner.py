@@ -11,7 +11,7 @@ import numpy as np
 from llmcore.cache.layout import KVLayout
 from llmcore.dims import concrete
 from llmcore.errors import RegistryError
-from llmcore.graph.graph import Graph, Value
+from llmcore.graph.graph import Graph, Node, Value
 from llmcore.graph.inputs import Limits, StepInputs, input_shapes
 from llmcore.graph.program import NUMPY, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
@@ -19,7 +19,7 @@ from llmcore.layers import Decoder
 from llmcore.layers.base import State
 from llmcore.model_spec import ModelSpec
 from llmcore.plugins import resolve
-from llmcore.registry.choose import Registry
+from llmcore.registry.choose import Choice, Registry
 from llmcore.registry.operand import aligned
 
 if TYPE_CHECKING:
@@ -163,10 +163,20 @@ class Runner:
 
     def program(self, head: str, tokens: int) -> Program:
         """The program for ``head`` that holds ``tokens`` tokens."""
-        bucket = next(size for size in self.buckets if size >= tokens)
+        bucket = self._bucket(tokens)
         if (head, bucket) not in self.programs:
             self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
         return self.programs[head, bucket]
+
+    def bound(self, head: str, tokens: int) -> list[tuple[Node, Choice]]:
+        """The nodes of :meth:`program` in the order of its rows, each with the kernel that runs it."""
+        bucket = self._bucket(tokens)
+        graph = self._fused(head, bucket)
+        return list(zip(graph.nodes, self.compiler.choose(graph, self._bounds(bucket)), strict=True))
+
+    def _bucket(self, tokens: int) -> int:
+        """The smallest size with a program that holds ``tokens`` tokens."""
+        return next(size for size in self.buckets if size >= tokens)
 
     def _fused(self, head: str, bucket: int) -> Graph:
         """The graph of a head with the fused ops that backends offer for steps of this size."""

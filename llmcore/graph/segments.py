@@ -25,6 +25,9 @@ class Segment(Protocol):
     def run(self) -> None:
         """Runs them over the sizes that the step block holds."""
 
+    def run_node(self, index: int) -> None:
+        """Runs the ``index``-th of them alone; what it reads must be there. For measuring."""
+
 
 def bits(value: Any) -> int:
     """An attribute as a native kernel reads it: integers and booleans as they are, floats as the bits of a float64."""
@@ -64,6 +67,10 @@ class NativeSegment:
     def run(self) -> None:
         """One pass of the compiled loop."""
         self.pool.run(self.table)
+
+    def run_node(self, index: int) -> None:
+        """The compiled loop over one row."""
+        self.pool.run(self.table[index : index + 1])
 
 
 class BoundCall:
@@ -113,3 +120,7 @@ class CallSegment:
         """Calls them in order."""
         for call in self.calls:
             call()
+
+    def run_node(self, index: int) -> None:
+        """Calls one of them."""
+        self.calls[index]()

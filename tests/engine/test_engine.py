@@ -253,3 +253,12 @@ def test_the_explanation_ends_with_greedy_decoding_and_the_sampler(load, backend
     assert [row.op for row in rows][-5:] == ["softmax", "top_k", "top_p", "min_p", "sample"]
     assert rows[-6].op in ("argmax", "classifier_argmax")
     assert {row.path for row in rows[-5:]} == {"sampler"}
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 12])
+def test_bound_nodes_are_the_rows_of_the_program(load, tokens):
+    llm = load()
+    bound, program = llm.runner.bound("ids", tokens), llm.runner.program("ids", tokens)
+    found = [(node.op.name, node.path, choice.backend, choice.kernel.target) for node, choice in bound]
+    assert found == [(row.op, row.path, row.backend, row.kernel) for row in program.rows]
+    assert sum(len(segment.nodes) for segment in program.segments) == len(bound)

@@ -93,6 +93,8 @@ def test_calls_run_in_order() -> None:
     segment = CallSegment([5, 6, 7, 8], calls)
     segment.run()
     assert seen == [0, 1, 2, 3] and (segment.kind, segment.nodes) == ("calls", [5, 6, 7, 8])
+    segment.run_node(2)
+    assert seen == [0, 1, 2, 3, 2]
 
 
 class FakePool:
@@ -129,6 +131,8 @@ def test_native_tables() -> None:
     segment.run()
     segment.run()
     assert len(pool.ran) == 2 and all(table is segment.table for table in pool.ran)
+    segment.run_node(1)
+    assert pool.ran[2].tolist() == segment.table[1:2].tolist() and np.shares_memory(pool.ran[2], segment.table)
     assert segment.kind == "native"
 
 

@@ -12,8 +12,9 @@ from llmcore_tools.bench.report import Report, Table, as_json, as_markdown, as_t
 MACHINE: dict[str, Any] = {
     "processor": "A processor",
     "cores": {"machine": 4, "usable": 2},
-    "features": "AVX2 (f16c)",
-    "forced_features": None,
+    "level": "avx2",
+    "level_forced": False,
+    "features": ["f16c"],
     "threads": 2,
     "memory_bytes": 8 << 30,
     "platform": "Linux",
@@ -34,16 +35,16 @@ REPORT = Report("model", MACHINE, {"repeats": 7}, [TABLE])
 def test_text() -> None:
     above, _, speed = as_text(REPORT).partition("Speed\n\n")
     assert above.splitlines() == [
-        "processor  A processor, 4 cores, 8 GiB memory",
-        "features   AVX2 (f16c)",
-        "threads    2 (2 usable)",
-        "software   python 3.11, numpy 2.0",
-        "platform   Linux",
-        "commit     abc+",
-        "model      m.gguf",
-        "weights    3 Q4_1 (2.5 MB)",
-        "backends   numba, torch",
-        "state      reads 31.2 GB/s over 92 MiB on 2 threads; a cache line there and back 55 ns",
+        "processor     A processor, 4 cores, 8 GiB memory",
+        "compiled for  avx2; it has f16c",
+        "threads       2 (2 usable)",
+        "software      python 3.11, numpy 2.0",
+        "platform      Linux",
+        "commit        abc+",
+        "model         m.gguf",
+        "weights       3 Q4_1 (2.5 MB)",
+        "backends      numba, torch",
+        "state         reads 31.2 GB/s over 92 MiB on 2 threads; a cache line there and back 55 ns",
         "",
     ]
     assert speed.splitlines() == [
@@ -57,10 +58,18 @@ def test_text() -> None:
 
 
 def test_what_is_not_known_is_not_shown() -> None:
-    bare = {**MACHINE, "commit": None, "model": None, "state": None, "memory_bytes": None, "forced_features": "-fma"}
+    bare = {
+        **MACHINE,
+        "commit": None,
+        "model": None,
+        "state": None,
+        "memory_bytes": None,
+        "level_forced": True,
+        "features": [],
+    }
     text = as_text(Report("ops", bare, {}, []))
     assert "commit" not in text and "model" not in text and "state" not in text and "memory" not in text
-    assert "AVX2 (f16c), forced to -fma" in text
+    assert "compiled for  avx2, as LLMCORE_CPU asks\n" in text
 
 
 def test_markdown() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import Flag
-from llmcore.config.compose import Command, Job
+from llmcore.config.command import Command, Job
 from llmcore.errors import ConfigError, near
 from llmcore_tools.bench import machine, options, workloads
 from llmcore_tools.bench.llama_cpp import LlamaCpp, executable, extra_arguments

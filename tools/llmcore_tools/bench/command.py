@@ -11,6 +11,7 @@ from llmcore_tools.bench.suite import COMMAND
 
 SUITES = {
     "model": "llmcore_tools.bench.suite:main",
+    "ops": "llmcore_tools.bench.ops:main",
     "against": "llmcore_tools.bench.against:main",
 }
 __all__ = ["COMMAND", "SUITES", "main"]  # tab completion takes the flags of COMMAND

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import llmcore
 from llmcore.cli import probe
+from llmcore.native.machine import machine as compiled_for
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
 
 VERSIONS = ("llmcore", "numpy", "numba", "llvmlite", "torch")
-LEVELS = {  # the first whose features a processor has → what kernels could use beside it
-    "AVX512": (("avx512f", "avx512bw", "avx512vl"), ("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8")),
-    "AVX2": (("avx2", "fma"), ("avx_vnni", "f16c")),
-    "NEON": (("asimd",), ("asimddp", "i8mm", "bf16", "sve", "sve2")),
-}
+WELCOME = (  # what kernels use beside an instruction level, where it is there
+    *("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "avx_vnni", "f16c"),
+    *("asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
 
 
 def facts(llm: LLM | None, threads: int, state: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -32,8 +32,9 @@ def facts(llm: LLM | None, threads: int, state: Mapping[str, Any] | None) -> dic
     return {
         "processor": cpu["name"],
         "cores": {"machine": cores["processors"], "usable": cores["usable"]},
-        "features": level(cpu["features"] or ()),
-        "forced_features": os.environ.get("NUMBA_CPU_FEATURES"),
+        "level": compiled_for().level,
+        "level_forced": compiled_for().forced,
+        "features": [feature for feature in WELCOME if feature in (cpu["features"] or ())],
         "threads": threads,
         "memory_bytes": memory_bytes(),
         "platform": probe.python()["platform"],
@@ -42,15 +43,6 @@ def facts(llm: LLM | None, threads: int, state: Mapping[str, Any] | None) -> dic
         "model": None if llm is None else model(llm),
         "state": None if state is None else dict(state),
     }
-
-
-def level(features: Any) -> str:
-    """The instruction level of a processor, with those of its features that matter to kernels: ``AVX512: …``."""
-    for name, (needed, welcome) in LEVELS.items():
-        if all(feature in features for feature in needed):
-            extra = [feature for feature in welcome if feature in features]
-            return f"{name} ({', '.join(extra)})" if extra else name
-    return "generic"
 
 
 def memory_bytes() -> int | None:
@@ -93,9 +85,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Facts for people, one a line."""
     cores = found["cores"]
     memory = f", {found['memory_bytes'] / 2**30:.0f} GiB memory" if found["memory_bytes"] else ""
-    forced = f", forced to {found['forced_features']}" if found["forced_features"] else ""
+    forced = ", as LLMCORE_CPU asks" if found["level_forced"] else ""
+    features = f"; it has {', '.join(found['features'])}" if found["features"] else ""
     yield "processor", f"{found['processor']}, {cores['machine']} cores{memory}"
-    yield "features", f"{found['features']}{forced}"
+    yield "compiled for", f"{found['level']}{forced}{features}"
     yield "threads", f"{found['threads']} ({cores['usable']} usable)"
     yield "software", ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     yield "platform", found["platform"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
-from llmcore.config.compose import Command, Job
+from llmcore.config.command import Command, Job
 from llmcore_tools.bench import machine, options, workloads
 from llmcore_tools.bench.measure import Series, in_turns
 from llmcore_tools.bench.report import Report, Table, show
