@@ -89,7 +89,7 @@ def _library_tokenizer(data: dict[str, Any], types: list[int], pre: PreTokenizer
     if len(vocabulary) != len(tokens):
         raise TokenizerError("tokenizer.ggml.tokens holds the same token twice", remedy=REMEDY)
     try:
-        merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in data["merges"])]
+        merges = [tuple(merge.split(" ", 1)) for merge in data["merges"]]
         model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre.ignore_merges)
     except Exception as error:  # the library raises bare Exceptions
         raise TokenizerError(f"tokenizer.ggml.merges: {str(error)[:200]}", remedy=REMEDY) from error
