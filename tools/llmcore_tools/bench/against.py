@@ -11,7 +11,7 @@ from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import Flag
 from llmcore.config.command import Command, Job
 from llmcore.errors import ConfigError, near
-from llmcore_tools.bench import machine, options, workloads
+from llmcore_tools.bench import machine, options, roofline, workloads
 from llmcore_tools.bench.llama_cpp import LlamaCpp, executable, extra_arguments
 from llmcore_tools.bench.measure import Ratio, Series, in_turns
 from llmcore_tools.bench.report import Report, Table, show
@@ -77,7 +77,7 @@ def run(job: Job) -> int:
         workloads.check_fits(llm, [trial.work for trial in compared])
         about = peer.describe()
         found = ratios(llm, peer, compared, repeats, job.config.seed or 0)
-        measured_on = machine.facts(llm, llm.threads, None)
+        measured_on = machine.facts(llm, llm.threads, roofline.machine_state(llm.threads, machine.weight_bytes(llm)))
     finally:
         llm.close()
     left_out = [trial.name for trial in every if trial not in compared]

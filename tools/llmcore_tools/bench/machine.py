@@ -81,6 +81,11 @@ def model(llm: LLM) -> dict[str, Any]:
     return {"file": llm.path.name, "format": llm.checkpoint.format, "weights": formats, "backends": backends}
 
 
+def weight_bytes(llm: LLM) -> int:
+    """Bytes of the model's weights as its kernels read them."""
+    return llm.memory.weights_mapped_bytes + llm.memory.weights_repacked_bytes
+
+
 def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Facts for people, one a line."""
     cores = found["cores"]
