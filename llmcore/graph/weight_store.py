@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,8 +48,7 @@ class WeightStore:
             return self._make((key, name, version), lambda: resolve(kernel.pack)(tensor))
         if tensor.format.block == 1:
             return self._mapped(key, tensor.numpy())
-        rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-        return self._mapped(key, tensor.raw().reshape(rows, -1))  # [N, row bytes]
+        return self._mapped(key, tensor.raw().reshape(math.prod(tensor.shape[:-1]), -1))  # [N, row bytes]
 
     def _mapped(self, key: str, array: Array) -> Array:
         self.mapped.add(key)

@@ -67,6 +67,5 @@ def aligned(nbytes: int, alignment: int = 64) -> np.ndarray[Any, Any]:
 def view_of(block: np.ndarray[Any, Any], offset: int, shape: Shape, dtype: str, sizes: Mapping[str, int]) -> Any:
     """``shape`` elements of ``dtype`` at byte ``offset`` of ``block``."""
     dims = concrete(shape, sizes)
-    count = int(np.prod(dims, dtype=np.int64))
     kind = np.dtype(dtype)
-    return block[offset : offset + count * kind.itemsize].view(kind).reshape(dims)
+    return np.ndarray(dims, kind, buffer=block, offset=offset)
