@@ -10,7 +10,7 @@ from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import Flag
 from llmcore.config.command import Command, Job
-from llmcore_tools.bench import machine, options, roofline
+from llmcore_tools.bench import kernels, machine, options, plot, roofline
 from llmcore_tools.bench.measure import figure
 from llmcore_tools.bench.report import Report, Table, show
 from llmcore_tools.bench.roofline import Roofline
@@ -22,7 +22,7 @@ DEPTH = Flag("--depth", "tokens in the cache of each (128 by default)", "N")
 COMMAND = Command(
     "llmcore bench ops",
     "time every op of a step, beside the roofline measured on the spot",
-    (NEW, BATCH, DEPTH, options.REPEATS, *options.OUTPUT),
+    (NEW, BATCH, DEPTH, *kernels.FLAGS, options.REPEATS, options.PLOT, *options.OUTPUT),
 )
 
 
@@ -35,8 +35,11 @@ def run(job: Job) -> int:
     """One model."""
     given = job.given
     options.check_output(given)
+    picture = plot.check_target(given[options.PLOT.name]) if options.PLOT.name in given else None
     repeats = options.count(given, options.REPEATS, 7)
     step = Step(options.count(given, NEW, 1), options.count(given, BATCH, 1), options.count(given, DEPTH, 128, least=0))
+    if any(flag.name in given for flag in kernels.FLAGS):
+        return kernels.run(job, step, repeats)
     engine = replace(job.config.engine, max_seqs=max(job.config.engine.max_seqs, step.batch))
     llm = load(replace(job.config, engine=engine))
     try:
@@ -46,6 +49,8 @@ def run(job: Job) -> int:
         measured_on = machine.facts(llm, llm.threads, state)
     finally:
         llm.close()
+    if picture is not None:
+        plot.draw(picture, f"{measured_on['model']['file']}: a step of {step}", found.rows, limits)
     results = as_json(step, repeats, found, limits) | {"roofline": measured}
     tables = [op_table(step, found, limits), roof_table(measured)]
     show(Report("ops", measured_on, results, tables), given)

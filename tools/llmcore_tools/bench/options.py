@@ -9,7 +9,7 @@ from llmcore.errors import ConfigError, near
 
 REPEATS = Flag("--repeats", "samples of each figure (7 by default); shown are median, smallest and largest", "N")
 MARKDOWN = Flag("--markdown", "print Markdown instead of text")
-PLOT = Flag("--plot", "write a picture too; the name ends in .png or .svg", "FILE")
+PLOT = Flag("--plot", "draw the roofline too; the name ends in .png or .svg", "FILE")
 OUTPUT = (MARKDOWN, JSON)
 PROMPTS = Flag("--prompts", "prefill: prompt lengths (128,512,2048 by default)", "N,N")
 TOKENS = Flag("--tokens", "decode: tokens timed after each depth (64 by default)", "N")

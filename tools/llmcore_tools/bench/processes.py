@@ -133,10 +133,10 @@ def memory(llm: LLM, program: Program, context: int) -> dict[str, Any]:
 
 
 def prompt_of(llm: LLM, tokens: int) -> str:
-    """Text of at most ``tokens`` tokens, and nearly as many."""
+    """Text of at most ``tokens`` tokens, and nearly as many; at least a word."""
     words = tokens
     while words > 1 and (count := len(llm.encode(WORD * words))) > tokens:
-        words = min(words - 1, words * tokens // count)
+        words = max(1, min(words - 1, words * tokens // count))
     return WORD * words
 
 
