@@ -26,7 +26,7 @@ MACHINE: dict[str, Any] = {
         "weights": {"Q4_1": {"tensors": 3, "bytes": 2_500_000}},
         "backends": ["numba", "torch"],
     },
-    "state": {"read": [{"threads": 2, "bytes": 92 << 20, "gb_per_s": 31.25}], "round_trip_ns": 55.0},
+    "state": {"read": [{"threads": 2, "bytes": 92 << 20, "gb_per_s": 31.25}], "round_trip_ns": 55.0, "load": 0.25},
 }
 TABLE = Table("Speed", ("test", "median"), (("pp128", "1,234"), ("tg", "5.10")), "How to read it.")
 REPORT = Report("model", MACHINE, {"repeats": 7}, [TABLE])
@@ -44,7 +44,7 @@ def test_text() -> None:
         "model         m.gguf",
         "weights       3 Q4_1 (2.5 MB)",
         "backends      numba, torch",
-        "state         reads 31.2 GB/s over 92 MiB on 2 threads; a cache line there and back 55 ns",
+        "state         reads 31.2 GB/s over 92 MiB on 2 threads; a cache line there and back 55 ns; load 0.2",
         "",
     ]
     assert speed.splitlines() == [

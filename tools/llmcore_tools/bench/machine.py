@@ -116,4 +116,9 @@ def state_line(state: Mapping[str, Any]) -> str:
         for read in state["read"]
     )
     trip = state["round_trip_ns"]
-    return f"reads {reads}" + (f"; a cache line there and back {trip:.0f} ns" if trip is not None else "")
+    parts = [f"reads {reads}"]
+    if trip is not None:
+        parts.append(f"a cache line there and back {trip:.0f} ns")
+    if state["load"] is not None:
+        parts.append(f"load {state['load']:.1f}")
+    return "; ".join(parts)

@@ -6,6 +6,7 @@ operations takes at least ``max(B / bandwidth, F / peak)``.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,11 +62,12 @@ def pool_of(threads: int) -> Iterator[WorkerPool]:
 
 
 def machine_state(threads: int, nbytes: int) -> dict[str, Any]:
-    """How the machine is just now: reading ``nbytes`` on all threads, and a cache line between two of them."""
+    """How the machine is just now: reading ``nbytes`` on all threads, a cache line between two of them, its load."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with pool_of(threads) as pool:
         reads = [_read_record(pool, nbytes)]
         trip = round_trip_ns(pool) if threads > 1 else None
-    return {"read": reads, "round_trip_ns": trip}
+    return {"read": reads, "round_trip_ns": trip, "load": load}
 
 
 def measure(threads: int, nbytes: int) -> tuple[Roofline, dict[str, Any]]:
