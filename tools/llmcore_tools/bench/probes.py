@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -126,15 +127,16 @@ def _pmadd() -> tuple[Any, Callable[[Any, Any], Any]]:
     return kind, step
 
 
-def _dot(lanes: int, mnemonic: str) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """VNNI: the same in one instruction. It is written as assembly: LLVM's intrinsic changes its type with versions."""
-    kind = ir.VectorType(WORD, lanes)
+def _dot(lanes: int) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """VNNI: the same in one instruction. LLVM has called its operands bytes since version 22, words before."""
+    kind, octets = ir.VectorType(WORD, lanes), ir.VectorType(BYTE, 4 * lanes)
+    operand = octets if llvmlite.binding.llvm_version_info[0] >= 22 else kind
 
     def step(builder: Any, value: Any) -> Any:
-        signature = ir.FunctionType(kind, [kind, kind, kind])
-        constant = ir.Constant(kind, [0x01010101] * lanes)
-        instruction = ir.InlineAsm(signature, f"{mnemonic} $3, $2, $0", "=v,0,v,v", side_effect=True)
-        return builder.call(instruction, [value, constant, constant])
+        signature = ir.FunctionType(kind, [kind, operand, operand])
+        dot = builder.module.declare_intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", (), signature)
+        constants = (ir.Constant(octets, [byte] * 4 * lanes) for byte in (3, 5))
+        return builder.call(dot, [value, *(builder.bitcast(constant, operand) for constant in constants)])
 
     return kind, step
 
@@ -164,9 +166,9 @@ def arithmetic() -> dict[str, list[tuple[Callable[[], int], int]]]:
     if has("avx2"):
         kinds["int8"].append(("avx2", _pmadd(), 64))
     if has("avxvnni"):
-        kinds["int8"].append(("avx_vnni", _dot(8, "{vex} vpdpbusd"), 64))
+        kinds["int8"].append(("avx_vnni", _dot(8), 64))
     if has("avx512vnni"):
-        kinds["int8"].append(("avx512_vnni", _dot(16, "vpdpbusd"), 128))
+        kinds["int8"].append(("avx512_vnni", _dot(16), 128))
     return {
         kind: [
             (
