@@ -37,6 +37,10 @@ class KernelInfo:
         pack: import string of ``f(tensor: Tensor) -> np.ndarray``: repacks a weight into the layout named by
             ``layout``.
         layout: name and version of the private layout that ``pack`` makes, e.g. ``("dense-f32", 1)``.
+        before: import strings of native kernels that run first, in order, over the same operands: to quantize the
+            activations once for all threads, say.
+        workspace: import string of ``f(node: NodeView) -> int``: bytes that all stages share; their address is the last
+            operand.
         exact: whether activations stay float32 inside; ``compute=exact`` takes no others.
         group: kernels of one group bind together from one backend (``"kv"``: ``kv_write`` and ``attention``).
     """
@@ -51,6 +55,8 @@ class KernelInfo:
     supported: str = ""
     pack: str = ""
     layout: tuple[str, int] | None = None
+    before: tuple[str, ...] = ()
+    workspace: str = ""
     exact: bool = True
     group: str = ""
 

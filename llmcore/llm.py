@@ -302,7 +302,11 @@ class LLM:
         runner = self.runner
         store = runner.weights
         return MemoryUse(
-            runner.compiler.arena.nbytes, runner.arena_bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes
+            runner.compiler.arena.nbytes + runner.compiler.workspace.nbytes,
+            runner.arena_bound,
+            runner.kv_bytes,
+            store.mapped_bytes,
+            store.repacked_bytes,
         )
 
 

@@ -9,3 +9,8 @@ def operands_of(op: str) -> range:
     """One number for every tensor, dim and attribute of ``op``, to unpack into names that kernels use."""
     spec = ops.get(op)
     return range(len(spec.params) + len(spec.dims) + len(spec.attrs))
+
+
+def workspace_of(op: str) -> int:
+    """The number of the workspace's address, for kernels of ``op`` that ask for one."""
+    return len(operands_of(op))

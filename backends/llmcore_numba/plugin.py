@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
+from llmcore_numba.packing import PACKINGS
 
 PLAIN = {
     "rms_norm": "rms_norm",
@@ -29,6 +30,9 @@ PER_FORMAT = {
 }
 """Ops with one kernel for every weight format."""
 
+INTEGER = ("linear", "linear_add", "gate_up_swiglu", "classifier_argmax")
+"""Ops that also run on packed integer weights; the kernels per format keep activations in float32 (``exact``)."""
+
 CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache."""
 
@@ -49,11 +53,29 @@ def _native(op: str, target: str, formats: tuple[str, ...] = (), group: str = ""
     return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, supported=supported, group=group)
 
 
+def _integer(op: str, name: str) -> KernelInfo:
+    """``op`` on weights of format ``name`` that are packed, and activations that are quantized to int8."""
+    packing = PACKINGS[name]
+    return KernelInfo(
+        op,
+        f"llmcore_numba.integer_linear:{op}.{packing.name}",
+        abi="native",
+        formats=(name,),
+        supported="llmcore_numba.scratch:few_enough_tokens" if op == "classifier_argmax" else "",
+        pack="llmcore_numba.packed:pack",
+        layout=packing.layout,
+        before=(f"llmcore_numba.quantize:quantize.{op}",),
+        workspace="llmcore_numba.scratch:quantized_tokens",
+        exact=False,
+    )
+
+
 def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
     weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
+    integer = [_integer(op, name) for op in INTEGER for name in PACKINGS]
     cache = [_native(op, f"attention:{op}", group="kv") for op in CACHE]
-    return (*plain, *weighted, *cache)
+    return (*plain, *integer, *weighted, *cache)
 
 
 @hookimpl

@@ -23,13 +23,23 @@ def row_fits(node: NodeView) -> str | None:
     return f"rows of {length} weights, at most {LONGEST_ROW}" if length > LONGEST_ROW else None
 
 
+def few_enough_tokens(node: NodeView) -> str | None:
+    """Why ``classifier_argmax`` cannot keep a best value for each token, or None."""
+    tokens = node.dims["M"]
+    return f"{tokens} tokens, at most {MOST_TOKENS}" if tokens > MOST_TOKENS else None
+
+
 def classifier_fits(node: NodeView) -> str | None:
     """Why ``classifier_argmax`` cannot run ``node``, or None."""
-    tokens = node.dims["M"]
-    return f"{tokens} tokens, at most {MOST_TOKENS}" if tokens > MOST_TOKENS else row_fits(node)
+    return few_enough_tokens(node) or row_fits(node)
 
 
 def head_fits(node: NodeView) -> str | None:
     """Why ``attention`` cannot run ``node``, or None."""
     size = node.attrs["head_dim"]
     return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
+
+
+def quantized_tokens(node: NodeView) -> int:
+    """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
+    return node.dims["M"] * (node.dims["K"] + node.dims["K"] // 4)

@@ -69,6 +69,7 @@ class Compiler:
         self.inputs = inputs
         self.pool = pool
         self.arena = aligned(0)
+        self.workspace = aligned(0)  # of one node at a time
 
     def reserve(self, graphs: Iterable[Graph], sizes: Mapping[str, int]) -> int:
         """Makes the arena large enough for programs of ``graphs`` up to ``sizes``, so that all of them share one.
@@ -108,6 +109,10 @@ class Compiler:
         present = frozenset(param.name for param in node.op.params if param.optional and param.name in node.args)
         return NodeView(node.op.name, node.path, "cpu", "float32", dims, formats, node.attrs, present)
 
+    def workspace_of(self, node: Node, choice: Choice, sizes: Mapping[str, int]) -> int:
+        """Bytes of workspace that the chosen kernel of ``node`` asks for."""
+        return int(resolve(choice.kernel.workspace)(self.view(node, sizes))) if choice.kernel.workspace else 0
+
     def choose(self, graph: Graph, sizes: Mapping[str, int]) -> list[Choice]:
         """A kernel for every node; raises :class:`RegistryError` for a node that no backend has one for."""
         return [self.registry.choose(self.view(node, sizes)) for node in graph.nodes]
@@ -124,6 +129,11 @@ class Compiler:
         layout = plan(graph, sizes, NUMPY)
         if layout.nbytes > self.arena.nbytes:
             self.arena = aligned(layout.nbytes)  # programs built before keep the old one
+        workspace = max(
+            (self.workspace_of(node, choice, sizes) for node, choice in zip(graph.nodes, choices, strict=True))
+        )
+        if workspace > self.workspace.nbytes:
+            self.workspace = aligned(workspace)
         binder = Binder(self, graph, layout, sizes)
         segments: list[Segment] = []
         rows: list[Row] = []
@@ -150,13 +160,12 @@ class Binder:
         self.memory = compiler.memory
         self.inputs = compiler.inputs
         self.arena = compiler.arena
+        self.workspace = compiler.workspace
         self.layout = layout
         self.sizes = sizes
         self.names = {value: name for name, value in graph.outputs.items()}
         fixed = sorted({0} | {dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
-        self.keep: list[Array] = [
-            self.arena
-        ]  # native operands are bare addresses: the program holds what they point to
+        self.keep: list[Array] = [self.arena, self.workspace]  # the program holds what native operands point to
         self.constants = np.array(fixed, np.int64)  # fixed dims: kernels read every dim from an address
         self.keep.append(self.constants)
         self.constant_at = {dim: int(self.constants.ctypes.data) + 8 * i for i, dim in enumerate(fixed)}
@@ -196,14 +205,16 @@ class Binder:
         tensors = [0 if operand is None else operand.address for operand in self.operands(node, choice)]
         dims = [self.address_of(node, letter) for letter in node.op.dims]
         attrs = [bits(node.attrs[name]) for name in node.op.attrs]
+        if choice.kernel.workspace:
+            attrs.append(int(self.workspace.ctypes.data))
         try:
-            function = loader().address(choice.kernel.target)
+            function, *before = map(loader().address, (choice.kernel.target, *choice.kernel.before))
         except TypeError as error:
             raise RegistryError(
                 f"kernel {choice.kernel.target} of backend {choice.backend} is not native: {error}",
                 remedy='a target with abi="native" returns the address of its function',
             ) from error
-        return NativeRow(function, [*tensors, *dims, *attrs])
+        return NativeRow(function, [*tensors, *dims, *attrs], before)
 
     def address_of(self, node: Node, letter: str) -> int:
         """Where the current size of a dim lies; that of an absent parameter is 0."""

@@ -38,39 +38,51 @@ def bits(value: Any) -> int:
 
 @dataclass(frozen=True)
 class NativeRow:
-    """One native call before it has a place in a table: function, and operands after the header."""
+    """One native call before it has a place in a table.
+
+    Attributes:
+        function: address of the kernel.
+        operands: what follows the header.
+        before: kernels that run first, over the same operands.
+    """
 
     function: int
     operands: Sequence[int]
+    before: Sequence[int] = ()
 
 
 class NativeSegment:
-    """Rows of (function, operand table), run by one compiled loop on all workers of a pool."""
+    """Rows of (function, operand table), run by one compiled loop on all workers of a pool; a node has one or more."""
 
     kind = "native"
 
     def __init__(self, pool: WorkerPool, nodes: list[int], rows: Sequence[NativeRow]) -> None:
-        """Lays the tables out: a claim counter on a cache line of its own for every row, operands behind each other."""
+        """Lays the tables out: a claim counter on a cache line of its own for every call, operands behind each other.
+
+        ``rows`` has one for each of ``nodes``.
+        """
         self.nodes = nodes
         self.pool = pool
-        self.counters = aligned(64 * len(rows)).view(np.int64)
-        self.operands = np.zeros(sum(HEADER + len(row.operands) for row in rows), np.int64)
-        self.table = np.zeros((len(rows), 2), np.int64)
+        calls = [(function, row.operands) for row in rows for function in (*row.before, row.function)]
+        self.ends = np.cumsum([len(row.before) + 1 for row in rows])  # of each node's calls
+        self.counters = aligned(64 * len(calls)).view(np.int64)
+        self.operands = np.zeros(sum(HEADER + len(operands) for _, operands in calls), np.int64)
+        self.table = np.zeros((len(calls), 2), np.int64)
         start = 0
-        for i, row in enumerate(rows):
-            self.table[i] = row.function, self.operands.ctypes.data + 8 * start
+        for i, (function, operands) in enumerate(calls):
+            self.table[i] = function, self.operands.ctypes.data + 8 * start
             self.operands[start] = self.counters.ctypes.data + 64 * i
             self.operands[start + 1] = pool.scratch
-            start += HEADER + len(row.operands)
-            self.operands[start - len(row.operands) : start] = row.operands
+            start += HEADER + len(operands)
+            self.operands[start - len(operands) : start] = operands
 
     def run(self) -> None:
         """One pass of the compiled loop."""
         self.pool.run(self.table)
 
     def run_node(self, index: int) -> None:
-        """The compiled loop over one row."""
-        self.pool.run(self.table[index : index + 1])
+        """The compiled loop over one node's calls."""
+        self.pool.run(self.table[self.ends[index - 1] if index else 0 : self.ends[index]])
 
 
 class BoundCall:

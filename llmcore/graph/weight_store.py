@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.graph.slabs import Slabs
 from llmcore.hookspecs import KernelInfo
 from llmcore.plugins import resolve
 from llmcore.weights.tensor import Tensor
@@ -28,6 +29,7 @@ class WeightStore:
     tensors: Mapping[str, Tensor]
     made: dict[Key, Array] = field(default_factory=dict)
     mapped: set[str] = field(default_factory=set)
+    slabs: Slabs = field(default_factory=Slabs)
 
     def format(self, key: str) -> str:
         """The format of tensor ``key``."""
@@ -56,7 +58,7 @@ class WeightStore:
 
     def _make(self, key: Key, make: Callable[[], Array]) -> Array:
         if key not in self.made:
-            self.made[key] = np.ascontiguousarray(make())
+            self.made[key] = self.slabs.place(np.ascontiguousarray(make()))
         return self.made[key]
 
     @property

@@ -11,6 +11,7 @@ then                  one address per tensor parameter, in the order of the op's
 then                  one address per dim letter (``OpSpec.dims`` order), of the int64 that holds its value in this step
                       (0 for a dim that only absent parameters have)
 then                  the attributes in signature order: integers and booleans as they are, floats as float64 bits
+then                  for a kernel that asks for it, the address of a workspace that all threads share
 ====================  =========================================================================================
 
 A kernel does its work only in claimed chunks (``atomically counter++`` until the chunks run out). Threads come late to

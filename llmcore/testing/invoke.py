@@ -111,8 +111,12 @@ def execute(
     operands.update({param.name: state for param in spec.of("state") if state is not None})
     try:
         if kernel.abi == "native":
-            table, _keep = _operand_table(spec, operands, dims, attrs)
-            setting.machine.run(loader().address(kernel.target), table, setting.threads, late=setting.late)
+            space = _workspace(kernel, values, dims, attrs, setting)
+            for stage in (*kernel.before, kernel.target):
+                table, _keep = _operand_table(spec, operands, dims, attrs, space)
+                setting.machine.run(loader().address(stage), table, setting.threads, late=setting.late)
+            if space is not None:
+                space.check()
         else:
             resolve(kernel.target)(*(_view(kernel, operands.get(param.name)) for param in spec.params), **attrs)
     except KernelMismatch:
@@ -156,6 +160,19 @@ def _weight(kernel: KernelInfo, tensor: Tensor) -> Array:
     return tensor.raw().reshape(tensor.shape[0], -1)
 
 
+def _workspace(
+    kernel: KernelInfo, values: Values, dims: Mapping[str, int], attrs: Mapping[str, Any], setting: Setting
+) -> Guarded | None:
+    """What ``kernel`` asks for to work in, and not a byte more."""
+    if not kernel.workspace:
+        return None
+    formats = {name: tensor.format.name for name, tensor in values.stored.items()}
+    present = frozenset(values.arrays) | frozenset(values.stored)
+    node = NodeView(kernel.op, "", dtype=setting.dtype, dims=dims, formats=formats, attrs=attrs, present=present)
+    size = resolve(kernel.workspace)(node)
+    return Guarded.output("workspace", (size,), np.dtype(np.int8), skewed=setting.skewed)
+
+
 def _view(kernel: KernelInfo, operand: Guarded | None) -> Any:
     if operand is None:
         return None
@@ -163,7 +180,11 @@ def _view(kernel: KernelInfo, operand: Guarded | None) -> Any:
 
 
 def _operand_table(
-    spec: OpSpec, operands: Mapping[str, Guarded], dims: Mapping[str, int], attrs: Mapping[str, Any]
+    spec: OpSpec,
+    operands: Mapping[str, Guarded],
+    dims: Mapping[str, int],
+    attrs: Mapping[str, Any],
+    workspace: Guarded | None,
 ) -> tuple[np.ndarray[Any, Any], object]:
     """The table that :mod:`llmcore.native` describes, without the scratch address; and what must outlive it."""
 
@@ -175,6 +196,7 @@ def _operand_table(
     table = [counter.ctypes.data, 0, *map(address, spec.params)]
     table += [sizes.ctypes.data + 8 * index for index in range(len(sizes))]
     table += [_attribute(attrs[name]) for name in spec.attrs]
+    table += [workspace.address] if workspace is not None else []
     return np.array(table, np.int64), (counter, sizes)
 
 

@@ -51,8 +51,13 @@ def random_weight(name: str, shape: tuple[int, ...], form: TensorFormat, rng: np
         for at, _ in form.floats:  # float16 in every quantized format that there is
             scales = rng.uniform(0.5, 1.5, len(blocks)) * rng.choice((-1, 1), len(blocks)) / 64
             blocks[:, at : at + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
-        data = blocks.reshape(-1)
-    data = np.ascontiguousarray(data)
+        data = blocks
+    return stored(name, shape, form, data)
+
+
+def stored(name: str, shape: tuple[int, ...], form: TensorFormat, data: Array) -> Tensor:
+    """A weight of the given bytes."""
+    data = np.ascontiguousarray(data).reshape(-1)
     data.flags.writeable = False
     return Tensor(name, shape, form, _Memory(data), 0)
 

@@ -22,14 +22,21 @@ def machine() -> Machine:
     return Machine()
 
 
-def _kernel(op: str, weight_format: str) -> KernelInfo:
-    return next(kernel for kernel in BACKEND.kernels if kernel.op == op and kernel.formats == (weight_format,))
+def _kernel(op: str, weight_format: str, *, exact: bool = True) -> KernelInfo:
+    fitting = [kernel for kernel in BACKEND.kernels if kernel.op == op and kernel.formats == (weight_format,)]
+    return next(kernel for kernel in fitting if kernel.exact is exact)
 
 
-@pytest.mark.parametrize("weight_format", ["F32", "BF16", "Q4_1", "Q6_K"])
-def test_linear_over_several_chunks_of_tokens(weight_format: str, machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("weight_format", "exact"),
+    [
+        *((name, True) for name in ("F32", "BF16", "Q4_1", "Q6_K")),
+        *((name, False) for name in ("Q4_0", "Q4_1", "Q8_0")),
+    ],
+)
+def test_linear_over_several_chunks_of_tokens(weight_format: str, exact: bool, machine: Machine) -> None:
     dims = {"M": 400, "K": 256 if weight_format == "Q6_K" else 96, "N": 37}
-    kernel, spec = _kernel("linear", weight_format), ops.get("linear")
+    kernel, spec = _kernel("linear", weight_format, exact=exact), ops.get("linear")
     values = make_values(spec, Case(dims), {"weight": weight_format}, "float32", 0)
     together = execute(kernel, values, dims, {}, Setting(machine, threads=3))["y"]
     for count in (1, 2, 3, 4, 193):
@@ -97,7 +104,7 @@ def test_filters_agree_with_a_sort(vocab: int, machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        (NodeView("linear", "", dims={"M": 1, "K": 1 << 20, "N": 8}, formats={"weight": "Q4_0"}), "rows of 1048576"),
+        (NodeView("linear", "", dims={"M": 1, "K": 1 << 20, "N": 8}, formats={"weight": "Q6_K"}), "rows of 1048576"),
         (NodeView("classifier_argmax", "", dims={"M": 1 << 16, "K": 64, "N": 8}, formats={"weight": "F32"}), "tokens"),
         (NodeView("attention", "", attrs={"head_dim": 4096}), "heads of 4096"),
     ],

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmcore import LLM, SamplingParams
@@ -14,7 +15,9 @@ TOKENS = 256
 @pytest.fixture(scope="module")
 def loaded(smollm2_path):
     """The model on both backends; transformers reads the same file."""
-    models = {name: LLM(str(smollm2_path), backend=name, threads=2, taps=True) for name in ("numba", "torch")}
+    models = {
+        name: LLM(str(smollm2_path), backend=name, compute="exact", threads=2, taps=True) for name in ("numba", "torch")
+    }
     yield models
     for llm in models.values():
         llm.close()
@@ -37,6 +40,20 @@ def test_perplexity_of_the_constitution(loaded):
     assert len(ids) == 1024
     found = perplexity(loaded["numba"].logits(ids), ids)
     assert found == pytest.approx(7.06, rel=0.005)
+
+
+def test_default_path_stays_close_to_float32(loaded, smollm2_path):
+    """Activations in 8 bits: the likelihood of a text within 1 %, and nearly always the same best token."""
+    ids = loaded["numba"].tokenizer.encode(TEXT.read_text())[:1024]
+    exact = loaded["numba"].logits(ids)
+    llm = LLM(str(smollm2_path), backend="numba", threads=2)
+    try:
+        found = llm.logits(ids)
+    finally:
+        llm.close()
+    assert not np.array_equal(found, exact)
+    assert perplexity(found, ids) == pytest.approx(perplexity(exact, ids), rel=0.01)
+    assert np.mean(found.argmax(-1) == exact.argmax(-1)) >= 0.97
 
 
 def test_it_knows_the_capital_of_france(loaded):

@@ -1,0 +1,95 @@
+"""What packs weights: from the blocks of a checkpoint to those of :mod:`llmcore_numba.packing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from llmcore.weights.tensor import Tensor
+from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS, Packing
+
+Array = np.ndarray[Any, Any]
+CHUNK = 1 << 22  # weights that are repacked at a time
+
+Codes = tuple[Array, Array, Array | None]
+"""Codes uint8 or int8 ``[blocks, 32]``, scales and minima float16 ``[blocks]``."""
+
+
+def _q8_0(blocks: Array) -> Codes:
+    return blocks[:, 2:].view(np.int8), _half(blocks, 0), None
+
+
+def _q4_0(blocks: Array) -> Codes:
+    return _nibbles(blocks[:, 2:]), _half(blocks, 0), None
+
+
+def _q4_1(blocks: Array) -> Codes:
+    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+
+
+def _q5_0(blocks: Array) -> Codes:
+    codes = _nibbles(blocks[:, 6:]) | _fifth(blocks[:, 2:6])
+    return codes.astype(np.int8) - np.int8(16), _half(blocks, 0), None
+
+
+def _q5_1(blocks: Array) -> Codes:
+    codes = _nibbles(blocks[:, 8:]) | _fifth(blocks[:, 4:8])
+    return codes.view(np.int8), _half(blocks, 0), _half(blocks, 2)
+
+
+def _half(blocks: Array, at: int) -> Array:
+    return blocks[:, at : at + 2].copy().view(np.float16)[:, 0]
+
+
+def _nibbles(packed: Array) -> Array:
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
+
+
+def _fifth(bits: Array) -> Array:
+    """Bit ``i`` of each 32, as bit 4 of byte ``i``."""
+    return np.unpackbits(np.ascontiguousarray(bits), axis=1, bitorder="little") << np.uint8(4)
+
+
+SPLITS: dict[str, Callable[[Array], Codes]] = {
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+}
+"""Weight format → what takes its blocks apart."""
+
+
+def pack(tensor: Tensor) -> Array:
+    """A weight ``[N, K]`` as packed blocks, uint8 ``[ceil(N / 16), K / 32, block bytes]``."""
+    packing, split = PACKINGS[tensor.format.name], SPLITS[tensor.format.name]
+    rows, columns = tensor.shape
+    groups = columns // COLUMNS
+    raw = tensor.raw().reshape(rows, groups * tensor.format.block_bytes)
+    out = np.empty((-(-rows // ROWS), groups, packing.nbytes), np.uint8)
+    step = max(1, CHUNK // (ROWS * columns))  # blocks of rows
+    for first in range(0, len(out), step):
+        part = raw[first * ROWS : (first + step) * ROWS]
+        missing = -len(part) % ROWS
+        if missing:
+            part = np.concatenate([part, np.zeros((missing, part.shape[1]), np.uint8)])
+        codes, scales, minima = split(part.reshape(-1, tensor.format.block_bytes))
+        _fill(out[first : first + step], packing, codes, scales, minima)
+    return out
+
+
+def _fill(out: Array, packing: Packing, codes: Array, scales: Array, minima: Array | None) -> None:
+    """Writes ``out`` ``[n, groups, block bytes]`` from codes in the order ``[n, 16 rows, groups]``."""
+    n, groups, _ = out.shape
+    for i, factors in enumerate((scales, minima)):
+        if factors is not None:
+            turned = factors.reshape(n, ROWS, groups).transpose(0, 2, 1)
+            out[:, :, 2 * ROWS * i : 2 * ROWS * (i + 1)] = np.ascontiguousarray(turned).view(np.uint8)
+    quads = codes.view(np.uint8).reshape(n, ROWS, groups, 8, 4)
+    if packing.bits == 4:
+        quads = quads[:, :, :, :4] | quads[:, :, :, 4:] << np.uint8(4)
+    words = np.ascontiguousarray(quads).view(np.uint32)[..., 0]  # [n, rows, groups, quads]
+    turned = np.ascontiguousarray(words.transpose(0, 2, 3, 1))
+    out[:, :, packing.head :] = turned.reshape(n, groups, -1).view(np.uint8)

@@ -1,0 +1,66 @@
+"""Packed weights: how quantized matrices lie in memory for the integer kernels, and what packs them.
+
+Rows are taken sixteen at a time, and thirty-two columns at a time. Such a block holds everything that is needed to
+multiply it, in the order of its use, so a kernel reads a matrix as one stream::
+
+    block   [16 scales f16] [16 minima f16, where the format has them] [codes]
+    codes of 8 bits         [8 quads of columns][16 rows][4 columns]           512 bytes, signed
+    codes of 4 bits         [4 quads of columns][16 rows][4 columns]           256 bytes, unsigned
+                            the low half of a byte is column k, the high half column k + 16
+    matrix  [rows / 16][columns / 32] blocks; missing rows are zero
+
+A quad of columns of sixteen rows is one vector of 64 bytes, or two of 32. Multiplied with the same quad of a token,
+repeated, it gives four products for each row, which the processor adds within each row's 32 bits: no sum ever crosses a
+vector. A weight is ``scale * code + minimum``; a format of 4 bits without minima has ``minimum = -8 * scale``.
+
+Nothing here imports numpy or Numba: listing the backend reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROWS, COLUMNS = 16, 32  # of a block
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A kind of block.
+
+    Attributes:
+        bits: of a code, 4 (unsigned) or 8 (signed).
+        minima: whether there are minima.
+    """
+
+    bits: int
+    minima: bool
+
+    @property
+    def head(self) -> int:
+        """Bytes of scales and minima."""
+        return 4 * ROWS if self.minima else 2 * ROWS
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a block."""
+        return self.head + ROWS * COLUMNS * self.bits // 8
+
+    @property
+    def name(self) -> str:
+        """For kernels: ``int4``, ``int8_min`` …"""
+        return f"int{self.bits}{'_min' if self.minima else ''}"
+
+    @property
+    def layout(self) -> tuple[str, int]:
+        """Name and version."""
+        return f"rows16-{self.name}", 1
+
+
+PACKINGS = {
+    "Q8_0": Packing(8, minima=False),
+    "Q4_0": Packing(4, minima=False),
+    "Q4_1": Packing(4, minima=True),
+    "Q5_0": Packing(8, minima=False),
+    "Q5_1": Packing(8, minima=True),
+}
+"""Weight format → the packing that holds it without loss."""

@@ -1,0 +1,99 @@
+"""Packed weights hold what the checkpoint holds, and quantized tokens what the activations hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmcore import ops
+from llmcore.hookspecs import KernelInfo
+from llmcore.ops import Case
+from llmcore.testing.invoke import Machine, Setting, execute
+from llmcore.testing.operands import Values, make_values, random_weight, stored
+from llmcore.weights.formats import FORMATS
+from llmcore_numba.packed import Array, pack
+from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS, Packing
+from llmcore_numba.plugin import llmcore_backends
+
+BACKEND = llmcore_backends()[0]
+
+
+def _unpacked(packed: Array, packing: Packing) -> Array:
+    """The weights in packed blocks, float32 ``[rows, columns]``: each told by its place alone."""
+    blocks, groups, _ = packed.shape
+    out = np.empty((blocks * ROWS, groups * COLUMNS), np.float32)
+    for block in range(blocks):
+        for group in range(groups):
+            data = packed[block, group]
+            halves = data[: packing.head].view(np.float16).astype(np.float32)
+            codes = data[packing.head :]
+            for row in range(ROWS):
+                for k in range(COLUMNS):
+                    if packing.bits == 8:
+                        code = int(codes[k // 4 * 64 + row * 4 + k % 4].view(np.int8))
+                    else:
+                        code = int(codes[k % 16 // 4 * 64 + row * 4 + k % 4]) >> (4 if k >= 16 else 0) & 15
+                    minimum = halves[ROWS + row] if packing.minima else -8 * halves[row] if packing.bits == 4 else 0
+                    out[block * ROWS + row, group * COLUMNS + k] = halves[row] * code + minimum
+    return out
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+@pytest.mark.parametrize("shape", [(1, 32), (16, 64), (37, 96)])
+def test_packing_keeps_every_weight(name: str, shape: tuple[int, int]) -> None:
+    tensor = random_weight("w", shape, FORMATS[name], np.random.default_rng(0))
+    packing = PACKINGS[name]
+    packed = pack(tensor)
+    assert packed.shape == (-(-shape[0] // ROWS), shape[1] // COLUMNS, packing.nbytes)
+    weights = _unpacked(packed, packing)
+    np.testing.assert_array_equal(weights[: shape[0]], tensor.dequantize())
+    assert not weights[shape[0] :].any()
+
+
+def _linear(name: str) -> KernelInfo:
+    return next(k for k in BACKEND.kernels if k.op == "linear" and k.formats == (name,) and not k.exact)
+
+
+def _results(x: Array, name: str = "Q8_0", rows: int = 16) -> tuple[Array, Array]:
+    """What the kernel makes of ``x``, and the weights."""
+    dims = {"M": len(x), "K": x.shape[1], "N": rows}
+    values = make_values(ops.get("linear"), Case(dims), {"weight": name}, "float32", 1)
+    machine = Machine()
+    given = Values({**values.arrays, "x": x}, values.stored)
+    return execute(_linear(name), given, dims, {}, Setting(machine))["y"], values.stored["weight"].dequantize()
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_tokens_that_eight_bits_hold_are_multiplied_exactly(name: str) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.integers(-127, 128, (5, 64)).astype(np.float32)
+    x[:, ::32] = 127.0  # the largest of every group, so that its scale is 1
+    got, weights = _results(x, name)
+    want = x.astype(np.float64) @ weights.T.astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_extreme_codes_do_not_overflow() -> None:
+    """-128 times 127, summed over pairs, is the most that 16 bits must hold."""
+    x = np.full((4, 256), 127.0, np.float32)
+    x[1] = -127.0
+    x[2, ::2] = -127.0
+    rng = np.random.default_rng(0)
+    dims = {"M": 4, "K": 256, "N": 32}
+    blocks = random_weight("w", (32, 256), FORMATS["Q8_0"], rng).raw().copy().reshape(32, 8, 34)
+    blocks[:, :, 2:] = 128  # -128 as a byte
+    weight = stored("w", (32, 256), FORMATS["Q8_0"], blocks)
+    values = Values({"x": x}, {"weight": weight})
+    got = execute(_linear("Q8_0"), values, dims, {}, Setting(Machine()))["y"]
+    want = x.astype(np.float64) @ weight.dequantize().T.astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
+
+
+def test_flaws_are_not_hidden() -> None:
+    x = np.ones((4, 64), np.float32)
+    x[0, 3], x[1, 40], x[3] = np.nan, np.inf, 0.0
+    got, weights = _results(x)
+    assert np.isnan(got[0]).all()
+    assert np.isnan(got[1]).all()
+    np.testing.assert_allclose(got[2], weights.sum(1), rtol=1e-3, atol=1e-3 * np.abs(weights.sum(1)).max())
+    assert not got[3].any()
