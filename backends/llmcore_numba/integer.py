@@ -1,8 +1,8 @@
 """Integer tiles: sixteen rows of packed weights times a few tokens, over all of K.
 
-Tokens are int8 in groups of 32 with one scale each (:mod:`llmcore_numba.quantize`). Within a group everything is exact
-integer arithmetic; across groups each result is summed in float32, group after group, whatever the tile, so that tiles
-of any number of tokens give the same bits.
+Tokens are int8 in groups of 32 with one scale each, in one plane or two (:mod:`llmcore_numba.quantize`). Within a group
+everything is exact integer arithmetic; across groups each result is summed in float32, group after group, whatever the
+tile, so that tiles of any number of tokens give the same bits.
 
 How a group is summed depends on the instruction level:
 
@@ -29,6 +29,7 @@ from llmcore_numba.packing import COLUMNS, ROWS, Packing
 
 BYTES, SHORTS, INTS = ir.VectorType(BYTE, 32), ir.VectorType(SHORT, 16), ir.VectorType(INT, 8)
 WIDE_BYTES, WIDE_INTS, FLOATS = ir.VectorType(BYTE, 64), ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
+PLANE_BITS = 7  # an activation of two planes is 2**7 times the first, and the second
 AHEAD = 2048  # bytes: how far before its use a block is asked for where memory is what takes the time
 TOKEN_HEAD = 8  # bytes of a token's scale and sum for each group, behind its codes
 
@@ -168,7 +169,7 @@ def _group_sums(bits: int) -> Group:
     return _avx2(bits) if host.has("avx2") else _plain(bits)
 
 
-def integer_tile(packing: Packing, tokens: int) -> Callable[..., None]:
+def integer_tile(packing: Packing, tokens: int, planes: int) -> Callable[..., None]:
     """``tile(weights, groups, *tokens, out)``: float32 ``out[token, 16 rows]`` = token times sixteen packed rows.
 
     ``weights`` is the address of the first block, ``tokens`` are addresses of quantized tokens, ``groups`` is K / 32.
@@ -179,23 +180,27 @@ def integer_tile(packing: Packing, tokens: int) -> Callable[..., None]:
     @emits(types.void, *[types.int64] * (tokens + 3))
     def tile(builder: Any, *values: Any) -> None:
         weights, groups, xs, out = values[0], values[1], values[2:-1], values[-1]
+        length = builder.mul(groups, WORD(COLUMNS))
         sums = [cgutils.alloca_once(builder, FLOATS) for _ in xs]
         for place in sums:
             builder.store(_const(FLOATS, 0.0), place)
         with cgutils.for_range(builder, groups) as loop:
             block = builder.add(weights, builder.mul(loop.index, WORD(packing.nbytes)))
-            at = [builder.add(x, builder.mul(loop.index, WORD(COLUMNS))) for x in xs]
+            codes, at = builder.add(block, WORD(packing.head)), builder.mul(loop.index, WORD(COLUMNS))
             if tokens == 1:  # more tokens find the block in the cache
                 _prefetch(builder, block, packing.nbytes)
-            found = group_sums(builder, builder.add(block, WORD(packing.head)), at)
+            found = group_sums(builder, codes, [builder.add(x, at) for x in xs])
+            if planes == 2:
+                fine = group_sums(builder, codes, [builder.add(builder.add(x, length), at) for x in xs])
+                coarse = [builder.shl(ints, _const(WIDE_INTS, PLANE_BITS)) for ints in found]
+                found = [builder.add(ints, rest) for ints, rest in zip(coarse, fine, strict=True)]
             scales = _halves(builder, block)
             minima = _halves(builder, builder.add(block, WORD(2 * ROWS))) if packing.minima else None
             if packing.bits == 4 and minima is None:
                 minima = builder.fmul(scales, _const(FLOATS, -8.0))
             for place, ints, x in zip(sums, found, xs, strict=True):
-                head = builder.add(
-                    x, builder.add(builder.mul(groups, WORD(COLUMNS)), builder.mul(loop.index, WORD(TOKEN_HEAD)))
-                )
+                behind = builder.add(builder.mul(length, WORD(planes)), builder.mul(loop.index, WORD(TOKEN_HEAD)))
+                head = builder.add(x, behind)
                 scale, total = (_splat(builder, builder.add(head, WORD(4 * i))) for i in range(2))
                 value = emit_fma(
                     builder, builder.fmul(builder.sitofp(ints, FLOATS), scale), scales, builder.load(place)

@@ -28,7 +28,7 @@ from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.integer import integer_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS
+from llmcore_numba.packing import COLUMNS, PACKINGS, PLANES, ROWS
 from llmcore_numba.quantize import token_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.weights import store_up_to
@@ -43,8 +43,9 @@ SHORTEST, LONGEST, CHUNKS = (
 
 PACKING = PACKINGS["Q8_0"]  # each kernel has its own, with its tiles
 NBYTES = PACKING.nbytes
-one_token = integer_tile(PACKING, 1)
-four_tokens = integer_tile(PACKING, TOKENS)
+PLANE_COUNT = 1
+one_token = integer_tile(PACKING, 1, 1)
+four_tokens = integer_tile(PACKING, TOKENS, 1)
 
 X, WEIGHT, BIAS, Y, M, K, N = operands_of("linear")
 ADD_X, ADD_RESIDUAL, ADD_WEIGHT, ADD_BIAS, ADD_Y, ADD_M, ADD_K, ADD_N = operands_of("linear_add")
@@ -58,7 +59,7 @@ class PerPacking:
     """One kernel for every packing, made of one template: ``kernels.int4_min``.
 
     Args:
-        template: ``f(operands, thread, threads)`` over the global names ``tile`` and ``NBYTES``.
+        template: ``f(operands, thread, threads)`` over the global names ``tile``, ``NBYTES`` and ``PLANE_COUNT``.
     """
 
     def __init__(self, template) -> None:
@@ -68,10 +69,10 @@ class PerPacking:
         packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
         if packing is None:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
-        tile = specialised(
-            _tile, f"tile_{name}", one_token=integer_tile(packing, 1), four_tokens=integer_tile(packing, TOKENS)
-        )
-        constants = {"NBYTES": packing.nbytes, "tile": inlined(tile)}
+        planes = PLANES[self.template.__name__]
+        tiles = {"one_token": integer_tile(packing, 1, planes), "four_tokens": integer_tile(packing, TOKENS, planes)}
+        tile = inlined(specialised(_tile, f"tile_{name}", **tiles))
+        constants = {"NBYTES": packing.nbytes, "PLANE_COUNT": planes, "tile": tile}
         kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", **constants))
         setattr(self, name, kernel)
         return kernel
@@ -102,9 +103,9 @@ def blocks_per_chunk(tokens, blocks, row_bytes):
 
 
 @inlined
-def multiply(tile, nbytes, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer):
+def multiply(tile, nbytes, planes, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized ``tokens``; ``bias`` and ``residual`` may be 0."""
-    groups, size, out = inner // COLUMNS, token_bytes(inner), scratch(operands, thread)
+    groups, size, out = inner // COLUMNS, token_bytes(inner, planes), scratch(operands, thread)
     row_bytes, blocks = groups * nbytes, (outer + ROWS - 1) // ROWS
     some = blocks_per_chunk(rows, blocks, row_bytes)
     block_chunks, token_chunks = (blocks + some - 1) // some, (rows + TOKEN_CHUNK - 1) // TOKEN_CHUNK
@@ -126,7 +127,9 @@ def multiply(tile, nbytes, operands, thread, tokens, weight, bias, residual, y, 
 def linear(operands, thread, _threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     tokens, weight, bias = tensor(operands, FOR_LINEAR), tensor(operands, WEIGHT), tensor(operands, BIAS)
-    multiply(tile, NBYTES, operands, thread, tokens, weight, bias, 0, tensor(operands, Y), rows, inner, outer)
+    multiply(
+        tile, NBYTES, PLANE_COUNT, operands, thread, tokens, weight, bias, 0, tensor(operands, Y), rows, inner, outer
+    )
 
 
 @PerPacking
@@ -134,7 +137,7 @@ def linear_add(operands, thread, _threads):
     rows, inner, outer = dim(operands, ADD_M), dim(operands, ADD_K), dim(operands, ADD_N)
     tokens, weight, bias = tensor(operands, FOR_ADD), tensor(operands, ADD_WEIGHT), tensor(operands, ADD_BIAS)
     residual, y = tensor(operands, ADD_RESIDUAL), tensor(operands, ADD_Y)
-    multiply(tile, NBYTES, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer)
+    multiply(tile, NBYTES, PLANE_COUNT, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer)
 
 
 @PerPacking
@@ -142,7 +145,7 @@ def gate_up_swiglu(operands, thread, _threads):
     rows, inner, outer = dim(operands, GATE_M), dim(operands, GATE_K), dim(operands, GATE_F)
     tokens, y = tensor(operands, FOR_GATE), tensor(operands, GATED)
     gate, up = tensor(operands, GATE), tensor(operands, UP)
-    groups, size, gates = inner // COLUMNS, token_bytes(inner), scratch(operands, thread)
+    groups, size, gates = inner // COLUMNS, token_bytes(inner, PLANE_COUNT), scratch(operands, thread)
     ups = gates + TOKENS * 64
     row_bytes, blocks = groups * NBYTES, (outer + ROWS - 1) // ROWS
     some = blocks_per_chunk(rows, blocks, 2 * row_bytes)
@@ -166,7 +169,7 @@ def gate_up_swiglu(operands, thread, _threads):
 def classifier_argmax(operands, thread, _threads):
     rows, inner, outer = dim(operands, TOP_M), dim(operands, TOP_K), dim(operands, TOP_N)
     tokens, weight = tensor(operands, FOR_TOP), tensor(operands, TOP_WEIGHT)
-    groups, size, out = inner // COLUMNS, token_bytes(inner), scratch(operands, thread)
+    groups, size, out = inner // COLUMNS, token_bytes(inner, PLANE_COUNT), scratch(operands, thread)
     row_bytes, blocks = groups * NBYTES, (outer + ROWS - 1) // ROWS
     slots = scratch(operands, 0) + SHARED
     most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))

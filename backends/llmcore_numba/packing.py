@@ -56,6 +56,13 @@ class Packing:
         return f"rows16-{self.name}", 1
 
 
+PLANES = {"linear": 2, "classifier_argmax": 2, "linear_add": 1, "gate_up_swiglu": 1}
+"""Op that runs on packed weights → bytes of an activation.
+
+What goes into attention needs more than eight bits: of SmolLM2's error in the logits most came from there, where few
+elements are so large that the others of their group are left with a few steps.
+"""
+
 PACKINGS = {
     "Q8_0": Packing(8, minima=False),
     "Q4_0": Packing(4, minima=False),

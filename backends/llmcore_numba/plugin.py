@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
-from llmcore_numba.packing import PACKINGS
+from llmcore_numba.packing import PACKINGS, PLANES
 
 PLAIN = {
     "rms_norm": "rms_norm",
@@ -30,9 +30,6 @@ PER_FORMAT = {
 }
 """Ops with one kernel for every weight format."""
 
-INTEGER = ("linear", "linear_add", "gate_up_swiglu", "classifier_argmax")
-"""Ops that also run on packed integer weights; the kernels per format keep activations in float32 (``exact``)."""
-
 CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache."""
 
@@ -54,7 +51,7 @@ def _native(op: str, target: str, formats: tuple[str, ...] = (), group: str = ""
 
 
 def _integer(op: str, name: str) -> KernelInfo:
-    """``op`` on weights of format ``name`` that are packed, and activations that are quantized to int8."""
+    """``op`` on weights of format ``name`` that are packed, and activations that are quantized."""
     packing = PACKINGS[name]
     return KernelInfo(
         op,
@@ -73,7 +70,7 @@ def _integer(op: str, name: str) -> KernelInfo:
 def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
     weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
-    integer = [_integer(op, name) for op in INTEGER for name in PACKINGS]
+    integer = [_integer(op, name) for op in PLANES for name in PACKINGS]
     cache = [_native(op, f"attention:{op}", group="kv") for op in CACHE]
     return (*plain, *integer, *weighted, *cache)
 

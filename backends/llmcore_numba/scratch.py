@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
+from llmcore_numba.packing import PLANES
 
 SHARED_BYTES = 256 << 10
 SHARED = SCRATCH_BYTES - SHARED_BYTES
@@ -42,4 +43,4 @@ def head_fits(node: NodeView) -> str | None:
 
 def quantized_tokens(node: NodeView) -> int:
     """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
-    return node.dims["M"] * (node.dims["K"] + node.dims["K"] // 4)
+    return node.dims["M"] * node.dims["K"] * (4 * PLANES[node.op] + 1) // 4

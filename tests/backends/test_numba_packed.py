@@ -12,7 +12,7 @@ from llmcore.testing.invoke import Machine, Setting, execute
 from llmcore.testing.operands import Values, make_values, random_weight, stored
 from llmcore.weights.formats import FORMATS
 from llmcore_numba.packed import Array, pack
-from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS, Packing
+from llmcore_numba.packing import COLUMNS, PACKINGS, PLANES, ROWS, Packing
 from llmcore_numba.plugin import llmcore_backends
 
 BACKEND = llmcore_backends()[0]
@@ -50,25 +50,27 @@ def test_packing_keeps_every_weight(name: str, shape: tuple[int, int]) -> None:
     assert not weights[shape[0] :].any()
 
 
-def _linear(name: str) -> KernelInfo:
-    return next(k for k in BACKEND.kernels if k.op == "linear" and k.formats == (name,) and not k.exact)
+def _kernel(op: str, name: str) -> KernelInfo:
+    return next(k for k in BACKEND.kernels if k.op == op and k.formats == (name,) and not k.exact)
 
 
-def _results(x: Array, name: str = "Q8_0", rows: int = 16) -> tuple[Array, Array]:
-    """What the kernel makes of ``x``, and the weights."""
+def _results(x: Array, op: str = "linear", name: str = "Q8_0", rows: int = 16) -> tuple[Array, Array]:
+    """What the kernel of ``linear``, or of ``linear_add`` with nothing to add to, makes of ``x``; and the weights."""
     dims = {"M": len(x), "K": x.shape[1], "N": rows}
-    values = make_values(ops.get("linear"), Case(dims), {"weight": name}, "float32", 1)
-    machine = Machine()
-    given = Values({**values.arrays, "x": x}, values.stored)
-    return execute(_linear(name), given, dims, {}, Setting(machine))["y"], values.stored["weight"].dequantize()
+    values = make_values(ops.get(op), Case(dims), {"weight": name}, "float32", 1)
+    given = Values({"x": x, "residual": np.zeros((len(x), rows), np.float32)}, values.stored)
+    if op == "linear":
+        del given.arrays["residual"]
+    return execute(_kernel(op, name), given, dims, {}, Setting(Machine()))["y"], values.stored["weight"].dequantize()
 
 
 @pytest.mark.parametrize("name", PACKINGS)
-def test_tokens_that_eight_bits_hold_are_multiplied_exactly(name: str) -> None:
-    rng = np.random.default_rng(2)
-    x = rng.integers(-127, 128, (5, 64)).astype(np.float32)
-    x[:, ::32] = 127.0  # the largest of every group, so that its scale is 1
-    got, weights = _results(x, name)
+@pytest.mark.parametrize("op", ["linear", "linear_add"])
+def test_tokens_that_the_codes_hold_are_multiplied_exactly(op: str, name: str) -> None:
+    largest = 127 if PLANES[op] == 1 else 127 * 128
+    x = np.random.default_rng(2).integers(-largest, largest + 1, (5, 64)).astype(np.float32)
+    x[:, ::32] = largest  # the largest of every group, so that its scale is 1
+    got, weights = _results(x, op, name)
     want = x.astype(np.float64) @ weights.T.astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
@@ -84,7 +86,7 @@ def test_extreme_codes_do_not_overflow() -> None:
     blocks[:, :, 2:] = 128  # -128 as a byte
     weight = stored("w", (32, 256), FORMATS["Q8_0"], blocks)
     values = Values({"x": x}, {"weight": weight})
-    got = execute(_linear("Q8_0"), values, dims, {}, Setting(Machine()))["y"]
+    got = execute(_kernel("linear", "Q8_0"), values, dims, {}, Setting(Machine()))["y"]
     want = x.astype(np.float64) @ weight.dequantize().T.astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
