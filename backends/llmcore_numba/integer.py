@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -120,6 +121,8 @@ def _avx2(bits: int) -> Group:
 
 
 def _vnni(bits: int) -> Group:
+    operand = WIDE_BYTES if llvmlite.binding.llvm_version_info[0] >= 22 else WIDE_INTS  # as LLVM has called them
+
     def group(builder: Any, codes: Any, tokens: list[Any]) -> list[Any]:
         quads = [pair for step in range(bits) for pair in _codes(builder, codes, bits, WIDE_BYTES, step)]
         sums = [_const(WIDE_INTS, 0) for _ in tokens]
@@ -132,14 +135,11 @@ def _vnni(bits: int) -> Group:
                     "llvm.x86.avx512.vpdpbusd.512",
                     WIDE_INTS,
                     sums[token],
-                    *(builder.bitcast(value, DPBUSD) for value in (weights, repeated)),
+                    *(builder.bitcast(value, operand) for value in (weights, repeated)),
                 )
         return sums
 
     return group
-
-
-DPBUSD = WIDE_BYTES
 
 
 def _plain(bits: int) -> Group:

@@ -11,7 +11,7 @@ from llmcore.weights.tensor import Tensor
 from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS, Packing
 
 Array = np.ndarray[Any, Any]
-CHUNK = 1 << 22  # weights that are repacked at a time
+CHUNK = 1 << 20  # weights that are repacked at a time: what is between the steps stays in the caches
 
 Codes = tuple[Array, Array, Array | None]
 """Codes uint8 or int8 ``[blocks, 32]``, scales and minima float16 ``[blocks]``."""
