@@ -148,7 +148,7 @@ class Engine:
         if token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos):
             return "stop"
         limit = self.scheduler.max_context
-        if len(request.tokens) >= limit or len(request.generated) == params.max_tokens:
+        if len(request.tokens) >= limit or request.generated_count == params.max_tokens:
             return "length"
         return None
 
@@ -159,6 +159,6 @@ def _plain(params: SamplingParams) -> bool:
 
 
 def _work(item: Scheduled) -> Work:
-    request = item.request
-    token_ids = request.tokens[request.computed : request.computed + item.count]
-    return Work(token_ids, request.computed, request.pages, (item.count - 1,) if item.complete else ())
+    request, count, complete = item
+    start = request.computed
+    return Work(request.tokens[start : start + count], start, request.pages, (count - 1,) if complete else ())

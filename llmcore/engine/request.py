@@ -72,8 +72,13 @@ class Request:
         return len(self.tokens) - self.computed
 
     @property
+    def generated_count(self) -> int:
+        """How many tokens follow the prompt."""
+        return len(self.tokens) - len(self.prompt_ids)
+
+    @property
     def generated(self) -> list[int]:
-        """The tokens after the prompt."""
+        """The tokens after the prompt, copied."""
         return self.tokens[len(self.prompt_ids) :]
 
 

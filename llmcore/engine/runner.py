@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """New tokens of one sequence in a step.
 
     Attributes:
@@ -43,6 +43,23 @@ class Work:
     start: int
     pages: Sequence[int]
     rows: Sequence[int] = ()
+
+
+def slots_of(pages: Sequence[int], start: int, stop: int, page_size: int) -> list[int]:
+    """Where in the cache the keys and values of the positions ``start`` … ``stop`` - 1 are: page times size, plus offset.
+
+    ``pages`` are the sequence's.
+    """
+    if stop - start == 1:
+        return [pages[start // page_size] * page_size + start % page_size]
+    slots: list[int] = []
+    while start < stop:
+        block, offset = divmod(start, page_size)
+        count = min(page_size - offset, stop - start)
+        slot = pages[block] * page_size + offset
+        slots += range(slot, slot + count)
+        start += count
+    return slots
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,7 @@ class Runner:
         """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""
         limits = self.sizes.limits
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes)
+        self._tables: list[list[int]] = [[] for _ in range(limits.seqs)]  # what block_tables holds
         self.outputs: dict[str, Array] = {}
         self.states: dict[int, Array] = {}
         memory = Memory(self.weights, self.states, self.outputs)
@@ -164,9 +182,10 @@ class Runner:
     def program(self, head: str, tokens: int) -> Program:
         """The program for ``head`` that holds ``tokens`` tokens."""
         bucket = self._bucket(tokens)
-        if (head, bucket) not in self.programs:
-            self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
-        return self.programs[head, bucket]
+        program = self.programs.get((head, bucket))
+        if program is None:
+            program = self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
+        return program
 
     def bound(self, head: str, tokens: int) -> list[tuple[Node, Choice]]:
         """The nodes of :meth:`program` in the order of its rows, each with the kernel that runs it."""
@@ -176,7 +195,7 @@ class Runner:
 
     def _bucket(self, tokens: int) -> int:
         """The smallest size with a program that holds ``tokens`` tokens."""
-        return next(size for size in self.buckets if size >= tokens)
+        return self.buckets[bisect_left(self.buckets, tokens)]
 
     def _fused(self, head: str, bucket: int) -> Graph:
         """The graph of a head with the fused ops that backends offer for steps of this size."""
@@ -192,24 +211,38 @@ class Runner:
         return self.outputs[head][:rows]
 
     def _fill(self, batch: Sequence[Work]) -> tuple[int, int]:
-        """Writes the inputs of a step; returns its number of tokens and of wanted rows."""
-        arrays, page_size = self.inputs.arrays, self.sizes.page_size
-        start = row = 0
-        for s, work in enumerate(batch):
-            count = len(work.token_ids)
-            stop = start + count
-            arrays["token_ids"][start:stop] = work.token_ids
-            positions = np.arange(work.start, work.start + count, dtype=np.int32)
-            pages = np.asarray(work.pages, np.int32)
-            arrays["positions"][start:stop] = positions
-            arrays["slots"][start:stop] = pages[positions // page_size] * page_size + positions % page_size
-            arrays["query_starts"][s] = start
-            arrays["query_lens"][s] = count
-            arrays["kv_lens"][s] = work.start + count
-            arrays["block_tables"][s, : len(pages)] = pages
-            arrays["rows"][row : row + len(work.rows)] = np.asarray(work.rows, np.int32) + start
-            start, row = stop, row + len(work.rows)
-        return start, row
+        """Writes the inputs of a step; returns its number of tokens and of wanted rows.
+
+        Everything is gathered in lists and written once: a call of numpy costs as much as dozens of list elements.
+        """
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        query_starts: list[int] = []
+        query_lens: list[int] = []
+        kv_lens: list[int] = []
+        rows: list[int] = []
+        for s, (new_ids, start, pages, wanted) in enumerate(batch):
+            first, stop = len(token_ids), start + len(new_ids)
+            token_ids += new_ids
+            positions += range(start, stop)
+            slots += slots_of(pages, start, stop, self.sizes.page_size)
+            query_starts.append(first)
+            query_lens.append(stop - start)
+            kv_lens.append(stop)
+            rows += [first + row for row in wanted]
+            if self._tables[s] != pages:  # most steps add no page
+                self._tables[s] = list(pages)
+                self.inputs.arrays["block_tables"][s, : len(pages)] = pages
+        arrays, tokens, seqs = self.inputs.arrays, len(token_ids), len(batch)
+        arrays["token_ids"][:tokens] = token_ids
+        arrays["positions"][:tokens] = positions
+        arrays["slots"][:tokens] = slots
+        arrays["query_starts"][:seqs] = query_starts
+        arrays["query_lens"][:seqs] = query_lens
+        arrays["kv_lens"][:seqs] = kv_lens
+        arrays["rows"][: len(rows)] = rows
+        return tokens, len(rows)
 
     @property
     def kv_bytes(self) -> int:

@@ -78,7 +78,7 @@ class Sampler:
         arrays["top_k"][:count] = [min(p.top_k, self.vocab) for p in params]
         arrays["top_p"][:count] = [p.top_p for p in params]
         arrays["min_p"][:count] = [p.min_p for p in params]
-        arrays["u"][:count] = [uniform(request.seed, len(request.generated)) for request in requests]
+        arrays["u"][:count] = [uniform(request.seed, request.generated_count) for request in requests]
         filters = (any(p.top_k for p in params), any(p.top_p < 1 for p in params), any(p.min_p for p in params))
         self.inputs.set_sizes(0, 0, count)
         self.program(filters).run()
@@ -105,7 +105,7 @@ def penalise(logits: Array, request: Request) -> None:
         seen = np.unique(request.tokens)
         values = logits[seen]
         logits[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if request.generated and (params.presence_penalty or params.frequency_penalty):
+    if request.generated_count and (params.presence_penalty or params.frequency_penalty):
         tokens, counts = np.unique(request.generated, return_counts=True)
         logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmcore.cache.pages import PagePool
 from llmcore.engine.request import Request
 from llmcore.errors import RequestError
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """``count`` tokens of ``request``, from its first one that is not in the cache.
 
     ``complete``: the step reaches the sequence's end, so that a new token follows.
@@ -20,11 +19,6 @@ class Scheduled:
     request: Request
     count: int
     complete: bool
-
-    @classmethod
-    def of(cls, request: Request, count: int) -> Scheduled:
-        """``count`` of the tokens that are pending now."""
-        return cls(request, count, count == request.pending)
 
 
 class Scheduler:
@@ -67,14 +61,15 @@ class Scheduler:
         budget = self.max_tokens
         plan: list[Scheduled] = []
         preempted = False
-        for request in list(self.running):
-            if budget == 0 or request not in self.running:  # not running: it gave way to an earlier one a moment ago
-                continue
-            count = min(request.pending, budget)
+        while budget > 0 and len(plan) < len(self.running):  # the latest ones may leave meanwhile
+            request = self.running[len(plan)]
+            pending = request.pending
+            count = min(pending, budget)
             preempted |= self._make_room(request, count)
-            if request in self.running:
-                plan.append(Scheduled.of(request, count))
-                budget -= count
+            if len(plan) == len(self.running):  # it was the latest itself
+                break
+            plan.append(Scheduled(request, count, count == pending))
+            budget -= count
         if not preempted:
             plan += self._admit(budget)
         return plan
@@ -84,13 +79,15 @@ class Scheduler:
         plan: list[Scheduled] = []
         while self.waiting and budget > 0 and len(self.running) < self.max_seqs:
             request = self.waiting[0]
-            if not self.pool.can_allocate(self._missing(request, request.pending)):
+            pending = request.pending
+            missing = self._missing(request, pending)
+            if not self.pool.can_allocate(missing):
                 break
             self.waiting.popleft()
             self.running.append(request)
-            request.pages += self.pool.allocate(self._missing(request, request.pending))
-            count = min(request.pending, budget)
-            plan.append(Scheduled.of(request, count))
+            request.pages += self.pool.allocate(missing)
+            count = min(pending, budget)
+            plan.append(Scheduled(request, count, count == pending))
             budget -= count
         return plan
 
@@ -103,17 +100,19 @@ class Scheduler:
         self._free(request)
 
     def _missing(self, request: Request, count: int) -> int:
-        """Pages that ``request`` still needs to hold ``count`` more tokens."""
-        needed = -(-(request.computed + count) // self.page_size)
-        return max(needed - len(request.pages), 0)
+        """Pages that ``request`` still needs to hold ``count`` more tokens; none, or fewer, for those that it has."""
+        return -(-(request.computed + count) // self.page_size) - len(request.pages)
 
     def _make_room(self, request: Request, count: int) -> bool:
         """Gives ``request`` the pages for ``count`` tokens; says whether the latest arrivals had to give theirs back.
 
         ``request`` may be the latest itself; it waits then.
         """
+        missing = self._missing(request, count)
+        if missing <= 0:
+            return False
         preempted = False
-        while not self.pool.can_allocate(self._missing(request, count)):
+        while not self.pool.can_allocate(missing):
             victim = self.running.pop()
             self._free(victim)
             self.waiting.appendleft(victim)
@@ -121,7 +120,7 @@ class Scheduler:
             self.preemptions += 1
             if victim is request:
                 return True
-        request.pages += self.pool.allocate(self._missing(request, count))
+        request.pages += self.pool.allocate(missing)
         return preempted
 
     def _free(self, request: Request) -> None:

@@ -20,20 +20,23 @@ class Detokenizer:
         """Args: ``continues`` keeps a leading space: the text goes on after another, and does not begin one."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
         self._strip = tokenizer.strips_space and not continues
 
     def push(self, token: int) -> str:
         """The text that is certain after ``token``."""
         if token in self._skipped:
             return ""
-        return self._first(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        return self._decode(self._tokenizer.token_bytes(token), last=False)
 
     def finish(self) -> str:
         """What was held back: U+FFFD for a character that never became complete."""
-        return self._first(self._decoder.decode(b"", final=True))
+        return self._decode(b"", last=True)
 
-    def _first(self, text: str) -> str:
+    def _decode(self, new: bytes, *, last: bool) -> str:
+        data = self._held + new
+        text, used = codecs.utf_8_decode(data, "replace", last)
+        self._held = data[used:]
         if self._strip and text:
             self._strip = False
             return text.removeprefix(" ")
@@ -66,6 +69,9 @@ class StopStrings:
         """The part of the text so far that is new and cannot belong to a stop string."""
         if self.stopped or not text:
             return ""
+        if not self._stops:
+            self.position += len(text)
+            return text
         self._held += text
         found = self._earliest()
         if found is not None:
