@@ -72,6 +72,16 @@ def test_a_backend_is_not_compared_with_itself(
     assert f"the model is run by {against} already" in capsys.readouterr().err
 
 
+def test_float32_is_compared_unless_the_default_is_asked_for(
+    smollm2_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quantized activations are a choice, not an error; whoever wants to see their effect says so."""
+    path = str(smollm2_path)
+    assert main(["verify", path, "backend=numba", "--against", "torch", *TEXT]) == 0
+    assert "top-1 agreement  100.00%" in capsys.readouterr().out
+    assert main(["verify", path, "backend=numba", "compute=auto", "--against", "torch", *TEXT]) == verify.DIVERGED
+
+
 def test_against_an_unknown_backend(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tiny_model("llama3").path), "--against", "trch", *TEXT]) == 2
     assert "did you mean 'torch'" in capsys.readouterr().err

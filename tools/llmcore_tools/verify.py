@@ -26,7 +26,7 @@ TOKENS = Flag("--tokens", "compare at most so many tokens of the text (64 by def
 TOLERANCE = Flag("--tolerance", "greatest error allowed, as a share of the reference's size (0.001 by default)", "X")
 COMMAND = Command(
     "llmcore verify",
-    "compare a model's blocks and logits with transformers or with another backend",
+    "compare a model's blocks and logits with transformers or with another backend (compute=exact unless you say auto)",
     (AGAINST, TOKENS, TOLERANCE, *PROMPT, JSON),
 )
 TRANSFORMERS = "transformers"
@@ -38,7 +38,10 @@ left Portsmouth to sound its depths; after 127,580 km and 362 stations she came 
 
 def main(argv: Sequence[str]) -> int:
     """Verifies the model of each job; returns 0 where nothing diverged."""
-    return run_with_settings(COMMAND, model_as_setting(argv), run)
+    asked = model_as_setting(argv)
+    if not any(argument.startswith(("compute=", "+compute=", "++compute=")) for argument in asked):
+        asked = ["compute=exact", *asked]  # is it right? How far quantized activations lead away is another question
+    return run_with_settings(COMMAND, asked, run)
 
 
 def run(job: Job) -> int:
