@@ -37,6 +37,8 @@ class KernelInfo:
         pack: import string of ``f(tensor: Tensor) -> np.ndarray``: repacks a weight into the layout named by
             ``layout``.
         layout: name and version of the private layout that ``pack`` makes, e.g. ``("dense-f32", 1)``.
+        keep: whether what ``pack`` makes is worth keeping on disk for the next start: not if it is far larger than what
+            it is made of.
         before: import strings of native kernels that run first, in order, over the same operands: to quantize the
             activations once for all threads, say.
         workspace: import string of ``f(node: NodeView) -> int``: bytes that all stages share; their address is the last
@@ -55,6 +57,7 @@ class KernelInfo:
     supported: str = ""
     pack: str = ""
     layout: tuple[str, int] | None = None
+    keep: bool = True
     before: tuple[str, ...] = ()
     workspace: str = ""
     exact: bool = True

@@ -29,6 +29,7 @@ from llmcore.engine.runner import Work
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.stream import Stream
 from llmcore.errors import ConfigError, LlmcoreError, RequestError, UnsupportedModelError
+from llmcore.graph.packing import PackedCache
 from llmcore.hookspecs import FamilyInfo
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
@@ -65,6 +66,7 @@ class LLM:
         cache_dir: Path | None = None,
         progress: Progress | None = None,
         finite: bool = True,
+        cache_packed: bool = True,
         family: str = "",
         taps: bool = False,
     ) -> None:
@@ -76,9 +78,10 @@ class LLM:
             ops: op name → backend name, over ``backend``.
             compute: ``exact`` keeps all activations in float32.
             threads: worker threads; 0 takes all that this process may use.
-            cache_dir: where downloads are kept; None is the default place.
+            cache_dir: where downloads and repacked weights are kept; None is the default place.
             progress: told of every piece of a download.
             finite: refuse weights that hold NaN or infinity.
+            cache_packed: keep repacked weights for the next start, and that a file's weights have been looked at.
             family: the only model family to take; empty for any.
             taps: keep each block's result, so that :meth:`trace` can be called.
 
@@ -112,7 +115,14 @@ class LLM:
         settings = engine or EngineSettings()
         sizes = settings.sizes(self.spec)
         self.runner = make_runner(
-            self.checkpoint, self.spec, sizes, registry, lambda: self._pool, finite=finite, taps=taps
+            self.checkpoint,
+            self.spec,
+            sizes,
+            registry,
+            lambda: self._pool,
+            finite=finite,
+            cache=PackedCache.at(cache_dir) if cache_packed else None,
+            taps=taps,
         )
         self.engine = Engine(self.runner, self.tokenizer, self._eos_ids())
         self.load_s = time.perf_counter() - started
@@ -136,6 +146,7 @@ class LLM:
             cache_dir=Path(config.cache_dir) if config.cache_dir else None,
             progress=progress,
             finite=config.weights.check_finite,
+            cache_packed=config.weights.cache_packed,
             family=family,
             taps=taps,
         )

@@ -9,12 +9,15 @@ names its distribution; it is an error only when something of it is asked for. `
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pluggy
@@ -99,6 +102,16 @@ def resolve(target: str) -> Any:
             f"cannot import {target!r}: {type(error).__name__}: {error}", remedy="repair the package that offers it"
         ) from error
     return found
+
+
+def origin(module: str) -> Path | None:
+    """The file that ``module`` is in; none but its packages are imported."""
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module)
+        file = spec.origin if spec else None
+    return Path(file) if file and Path(file).is_file() else None
 
 
 def _wanted(found: Iterable[EntryPoint]) -> list[tuple[EntryPoint, Owner]]:

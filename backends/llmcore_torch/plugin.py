@@ -17,6 +17,7 @@ def _kernel(op: str, module: str, *, formats: tuple[str, ...] = (), dense: bool 
         formats=formats,
         pack="llmcore_torch.linear:dense" if dense else "",
         layout=("dense-f32", 1) if dense else None,
+        keep=False,  # up to eight times the size of the file
         group=group,
     )
 

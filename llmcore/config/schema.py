@@ -93,9 +93,15 @@ class EngineConfig:
 
 @dataclass
 class WeightsConfig:
-    """How weights are read. ``check_finite``: look at every one for NaN and infinity first."""
+    """How weights are read.
+
+    Attributes:
+        check_finite: look at every one for NaN and infinity first.
+        cache_packed: keep what kernels repack in the cache directory, and that a file has been looked at.
+    """
 
     check_finite: bool = True
+    cache_packed: bool = True
 
 
 @dataclass

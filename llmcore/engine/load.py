@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcore.engine.runner import Runner, Sizes, model_graph
 from llmcore.errors import ConfigError, UnsupportedModelError, near
+from llmcore.graph.packing import PackedCache
 from llmcore.graph.weight_store import WeightStore
 from llmcore.hookspecs import FamilyInfo
 from llmcore.model_config import IGNORABLE
@@ -18,7 +19,7 @@ from llmcore.plugins import Plugins
 from llmcore.registry.choose import Registry
 from llmcore.weights.checkpoint import Checkpoint
 from llmcore.weights.claims import claim
-from llmcore.weights.tensor import check_finite
+from llmcore.weights.ledger import Ledger
 
 if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
@@ -114,13 +115,15 @@ def make_runner(
     pool: Callable[[], WorkerPool],
     *,
     finite: bool = True,
+    cache: PackedCache | None = None,
     taps: bool = False,
     ignorable: Sequence[str] = IGNORABLE,
 ) -> Runner:
     """Binds a model.
 
     Args:
-        finite: look at every weight for NaN and infinity first.
+        finite: look at every weight for NaN and infinity first, unless ``cache`` knows that somebody has.
+        cache: keeps what kernels repack for the next start; None keeps nothing.
         taps: keep each block's result, for :mod:`llmcore.verify`.
         ignorable: regular expressions of surplus tensors that are no error.
 
@@ -132,9 +135,10 @@ def make_runner(
     tied = (r"lm_head\.weight",) if spec.tied else ()
     tensors = claim(checkpoint, graph.weights, (*ignorable, *tied))
     if finite:
-        check_finite(tensors.values())
+        (cache.ledger if cache else Ledger(None)).check_finite(tensors.values())
+    weights = WeightStore(tensors, cache=cache, threads=registry.preference.threads)
     try:
-        return Runner(graph, sizes, spec.vocab_size, WeightStore(tensors), registry, pool)
+        return Runner(graph, sizes, spec.vocab_size, weights, registry, pool)
     except MemoryError as error:
         raise ConfigError(
             f"the engine does not fit this machine's memory: {error}",

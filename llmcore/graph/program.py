@@ -134,6 +134,12 @@ class Compiler:
         )
         if workspace > self.workspace.nbytes:
             self.workspace = aligned(workspace)
+        self.memory.weights.prepare(
+            (value.name, choice.kernel)
+            for node, choice in zip(graph.nodes, choices, strict=True)
+            for value in node.args.values()
+            if value.kind == "weight" and value.dtype == "any"
+        )
         binder = Binder(self, graph, layout, sizes)
         segments: list[Segment] = []
         rows: list[Row] = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from llmcore.errors import ConfigError
 from llmcore.native.machine import machine
-from llmcore.plugins import resolve
+from llmcore.plugins import origin, resolve
 from llmcore.weights.cachedir import subfolder
 
 UNUSED_DAYS = 30
@@ -83,21 +82,11 @@ class Compilable(Protocol):
 # --- where it is kept ---
 
 
-def _origin(module: str) -> Path | None:
-    """The file that ``module`` is in; nothing is imported."""
-    if module in sys.modules:
-        file = getattr(sys.modules[module], "__file__", None)
-    else:
-        spec = importlib.util.find_spec(module)
-        file = spec.origin if spec else None
-    return Path(file) if file and Path(file).is_file() else None
-
-
 def _sources(package: str) -> Iterator[Path]:
     """The source files that a kernel of ``package`` may be made of: its own, and this room's."""
     yield from sorted(Path(__file__).parent.glob("*.py"))
     if package != ROOM.partition(".")[0]:
-        found = _origin(package)
+        found = origin(package)
         if found is not None:
             yield from sorted(found.parent.glob("**/*.py")) if found.name == "__init__.py" else [found]
 
@@ -105,7 +94,7 @@ def _sources(package: str) -> Iterator[Path]:
 def _package_of(module: str) -> str | None:
     """What is kept together: the top-level package, or a module that lies in none; None for one without a file."""
     names = (module.partition(".")[0], module)
-    return next((name for name in names if name != "__main__" and _origin(name)), None)
+    return next((name for name in names if name != "__main__" and origin(name)), None)
 
 
 @cache

@@ -39,6 +39,12 @@ class _Memory(MappedFile):
         self._map = None
         self._bytes = data
 
+    def unchanged(self) -> bool:
+        return True
+
+    def forget(self, start: int, nbytes: int) -> None:
+        """There is nothing that it could be read from again."""
+
 
 def random_weight(name: str, shape: tuple[int, ...], form: TensorFormat, rng: np.random.Generator) -> Tensor:
     """A weight of random bytes whose floating-point fields hold moderate numbers of either sign: all blocks valid."""

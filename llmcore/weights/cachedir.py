@@ -16,6 +16,11 @@ from typing import Literal
 
 from llmcore.errors import ConfigError
 
+
+class CacheWarning(UserWarning):
+    """Something cannot be kept in the cache directory, so every process makes its own."""
+
+
 Kind = Literal["models", "packed", "kernels"]
 
 Progress = Callable[[str, int, int], None]
@@ -59,7 +64,8 @@ def subfolder(kind: Kind, cache_dir: Path | None = None) -> Path:
     """The folder ``kind`` inside the cache, created if need be.
 
     Raises:
-        ConfigError: it cannot be created; or, for ``kernels`` (whose files are executed), others can write to it.
+        ConfigError: it cannot be created; or others can write to ``kernels``, which are executed, or ``packed``, which
+            kernels trust.
     """
     folder = cache_root(cache_dir) / kind
     try:
@@ -70,7 +76,7 @@ def subfolder(kind: Kind, cache_dir: Path | None = None) -> Path:
             f"the cache directory {folder} cannot be created: {error.strerror}",
             remedy="name a folder that you can write to with the environment variable LLMCORE_CACHE",
         ) from error
-    if kind == "kernels":
+    if kind != "models":
         _refuse_foreign(folder)
     return folder
 
@@ -79,7 +85,7 @@ def _refuse_foreign(folder: Path) -> None:
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(
-            f"the compiled kernels in {folder} could have been placed there by another user, so they are not run",
+            f"the files in {folder} could have been placed there by another user, so they are not used",
             remedy=f"own it alone (chmod 700 {folder}), or name another folder with LLMCORE_CACHE",
         )
 

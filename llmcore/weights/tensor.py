@@ -111,6 +111,10 @@ class Tensor:
             remedy="the file is damaged, or training had diverged: get it again from its source",
         )
 
+    def forget(self) -> None:
+        """Takes its pages out of this process, once it has been read and will not be soon again."""
+        self.mapping.forget(self.offset, self.nbytes)
+
     def _error(self, message: str, remedy: str) -> CheckpointError:
         return CheckpointError(message, file=self.file, tensor=self.name, offset=self.offset, remedy=remedy)
 
@@ -119,3 +123,4 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
     """Raises :class:`CheckpointError` for the first of ``tensors`` that holds a NaN or an infinity."""
     for tensor in tensors:
         tensor.check_finite()
+        tensor.forget()
