@@ -108,7 +108,7 @@ class Engine:
         if not plan:
             return
         ending = [item for item in plan if item.complete]
-        plain = all(_plain(item.request.params) for item in ending)
+        plain = all(item.request.params.plain for item in ending)
         result = self.runner.run([_work(item) for item in plan], head="ids" if plain else "logits")
         requests = [item.request for item in ending]
         tokens = result.tolist() if plain else self.sampler.sample(result, requests)
@@ -153,12 +153,7 @@ class Engine:
         return None
 
 
-def _plain(params: SamplingParams) -> bool:
-    """Whether the most probable token is all that the request wants to know."""
-    return params.greedy and not params.penalised and params.logprobs is None
-
-
 def _work(item: Scheduled) -> Work:
-    request, count, complete = item
+    request, count = item.request, item.count
     start = request.computed
-    return Work(request.tokens[start : start + count], start, request.pages, (count - 1,) if complete else ())
+    return Work(request.tokens[start : start + count], start, request.pages, (count - 1,) if item.complete else ())

@@ -46,7 +46,7 @@ class Work(NamedTuple):
 
 
 def slots_of(pages: Sequence[int], start: int, stop: int, page_size: int) -> list[int]:
-    """Where in the cache the keys and values of the positions ``start`` … ``stop`` - 1 are: page times size, plus offset.
+    """Where keys and values of the positions ``start`` … ``stop`` - 1 go: page id times page size, plus offset.
 
     ``pages`` are the sequence's.
     """

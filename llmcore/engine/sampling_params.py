@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
@@ -101,6 +102,11 @@ class SamplingParams:
     def penalised(self) -> bool:
         """Whether logits depend on the tokens so far."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the most probable token is all that is wanted."""
+        return self.greedy and not self.penalised and self.logprobs is None
 
 
 def _whole(value: Any, low: int, high: float = math.inf) -> bool:

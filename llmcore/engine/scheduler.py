@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from llmcore.cache.pages import PagePool
 from llmcore.engine.request import Request
 from llmcore.errors import RequestError
 
 
-class Scheduled(NamedTuple):
+@dataclass(slots=True)
+class Scheduled:
     """``count`` tokens of ``request``, from its first one that is not in the cache.
 
     ``complete``: the step reaches the sequence's end, so that a new token follows.

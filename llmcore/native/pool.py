@@ -127,6 +127,10 @@ class WorkerPool:
             PoolClosedError: the pool is closed.
         """
         assert table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == 2 and table.flags.c_contiguous
+        self.run_at(int(table.ctypes.data), len(table))
+
+    def run_at(self, address: int, rows: int) -> None:
+        """:meth:`run` for the table of ``rows`` rows at an address, which numpy takes a microsecond to say."""
         if os.getpid() != self._pid and self._finalizer.alive:
             self._start_over()
         with self._lock:
@@ -135,9 +139,9 @@ class WorkerPool:
             if not self._complete:
                 self._start_workers()
             try:
-                if self._announce(self._control, self.threads):
+                if self.threads > 1 and self._announce(self._control, self.threads):
                     self._ring()
-                self._run(self._control, table.ctypes.data, len(table), self.threads)
+                self._run(self._control, address, rows, self.threads)
             except BaseException:
                 self._block[ANNOUNCED // 8] = 0  # else workers would await the run that has not come
                 raise

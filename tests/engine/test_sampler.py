@@ -88,6 +88,12 @@ def test_uniform_depends_on_seed_and_index_alone():
     assert 0 <= uniform(2**63 - 1, 10**6) < 1
 
 
+def test_uniform_is_philox():
+    for seed, index in ((0, 0), (7, 3), (2**63 - 1, 10**6)):
+        theirs = np.random.Generator(np.random.Philox(key=seed, counter=[0, index, 0, 0]))
+        assert uniform(seed, index) == theirs.random(dtype=np.float32)
+
+
 def test_penalties():
     row = np.array([2.0, -2.0, 1.0, 0.5], np.float32)
     made = request(prompt=(0, 1), generated=[2, 2], repetition_penalty=2.0)
