@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.errors import CheckpointError
+from llmcore.weights.formats import FORMATS
+from llmcore.weights.k_quants import Parts, parts_q4_k, parts_q5_k
 from llmcore.weights.tensor import Tensor
 from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS, Packing
 
 Array = np.ndarray[Any, Any]
+HALF_MAX = float(np.finfo(np.float16).max)
 CHUNK = 1 << 20  # weights that are repacked at a time: what is between the steps stays in the caches
 
 Codes = tuple[Array, Array, Array | None]
@@ -39,6 +43,45 @@ def _q5_1(blocks: Array) -> Codes:
     return codes.view(np.int8), _half(blocks, 0), _half(blocks, 2)
 
 
+def _q4_k(blocks: Array) -> Codes:
+    return _sub_blocks(parts_q4_k(blocks))
+
+
+def _q5_k(blocks: Array) -> Codes:
+    return _sub_blocks(parts_q5_k(blocks))
+
+
+def _sub_blocks(parts: Parts) -> Codes:
+    """Sub-blocks of 32 as blocks; products of two factors are rounded to float16."""
+    codes, scales, minima = parts
+    return codes.reshape(-1, COLUMNS).view(np.int8), _to_half(scales), _to_half(-minima)
+
+
+def _requantized(format_name: str) -> Callable[[Array], Codes]:
+    """For sub-blocks of 16: their weights again, in 8 bits with one scale for 32."""
+    decode = FORMATS[format_name].decode
+    assert decode is not None
+
+    def split(blocks: Array) -> Codes:
+        weights = decode(blocks).reshape(-1, COLUMNS)
+        scales = _to_half(np.abs(weights).max(axis=1) / 127)
+        factors = scales.astype(np.float32)
+        inverse = np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)
+        codes = np.clip(np.rint(weights * inverse[:, None]), -127, 127)
+        return codes.astype(np.int8), scales, None
+
+    return split
+
+
+def _to_half(factors: Array) -> Array:
+    flat = factors.reshape(-1)
+    if flat.size and np.abs(flat).max() > HALF_MAX:
+        raise CheckpointError(
+            "a scale of a quantized weight is too large for 16 bits", remedy="compute=exact multiplies such weights"
+        )
+    return flat.astype(np.float16)
+
+
 def _half(blocks: Array, at: int) -> Array:
     return blocks[:, at : at + 2].copy().view(np.float16)[:, 0]
 
@@ -58,6 +101,11 @@ SPLITS: dict[str, Callable[[Array], Codes]] = {
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
+    "Q2_K": _requantized("Q2_K"),
+    "Q3_K": _requantized("Q3_K"),
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _requantized("Q6_K"),
 }
 """Weight format → what takes its blocks apart."""
 
@@ -66,8 +114,8 @@ def pack(tensor: Tensor) -> Array:
     """A weight ``[N, K]`` as packed blocks, uint8 ``[ceil(N / 16), K / 32, block bytes]``."""
     packing, split = PACKINGS[tensor.format.name], SPLITS[tensor.format.name]
     rows, columns = tensor.shape
-    groups = columns // COLUMNS
-    raw = tensor.raw().reshape(rows, groups * tensor.format.block_bytes)
+    groups, row_bytes = columns // COLUMNS, columns // tensor.format.block * tensor.format.block_bytes
+    raw = tensor.raw().reshape(rows, row_bytes)
     out = np.empty((-(-rows // ROWS), groups, packing.nbytes), np.uint8)
     step = max(1, CHUNK // (ROWS * columns))  # blocks of rows
     for first in range(0, len(out), step):

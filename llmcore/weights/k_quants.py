@@ -62,18 +62,32 @@ def decode_q3_k(blocks: Bytes) -> Floats:
     return _scaled(q, half(blocks, 108) * (scales.astype(np.int8) - np.int8(32)).astype(np.float32))
 
 
-def decode_q4_k(blocks: Bytes) -> Floats:
+Parts = tuple[Bytes, Floats, Floats]
+"""q ``[n, 256]``, scales and minimums ``[n, sub-blocks]``: a weight is ``scale * q - minimum``."""
+
+
+def parts_q4_k(blocks: Bytes) -> Parts:
     """Block: d f16, dmin f16, scales and minimums [12], q 4 bits [128]; sub-blocks of 32."""
     scales, minimums = _six_bit_pairs(blocks[:, 4:16])
     q = _planes(blocks[:, 16:], width=32, bits=4)
-    return _scaled(q, half(blocks, 0) * scales, half(blocks, 2) * minimums)
+    return q, half(blocks, 0) * scales, half(blocks, 2) * minimums
 
 
-def decode_q5_k(blocks: Bytes) -> Floats:
+def parts_q5_k(blocks: Bytes) -> Parts:
     """Block: d f16, dmin f16, scales and minimums [12], fifth bits [32], low 4 bits [128]; sub-blocks of 32."""
     scales, minimums = _six_bit_pairs(blocks[:, 4:16])
     q = _planes(blocks[:, 48:], width=32, bits=4) | _planes(blocks[:, 16:48], width=32, bits=1) << 4
-    return _scaled(q, half(blocks, 0) * scales, half(blocks, 2) * minimums)
+    return q, half(blocks, 0) * scales, half(blocks, 2) * minimums
+
+
+def decode_q4_k(blocks: Bytes) -> Floats:
+    """See :func:`parts_q4_k`."""
+    return _scaled(*parts_q4_k(blocks))
+
+
+def decode_q5_k(blocks: Bytes) -> Floats:
+    """See :func:`parts_q5_k`."""
+    return _scaled(*parts_q5_k(blocks))
 
 
 def decode_q6_k(blocks: Bytes) -> Floats:
