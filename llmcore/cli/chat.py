@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cli.console import report
-from llmcore.cli.model import forgetful_cache, load, model_as_setting
+from llmcore.cli.model import forgetful_cache, load, model_as_setting, settings
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import NO_CACHE, SYSTEM
 from llmcore.config.command import Command, Job
@@ -43,7 +43,7 @@ def run(job: Job, stack: ExitStack) -> int:
     """One conversation."""
     if "--no-cache" in job.given:
         forgetful_cache(stack)
-    llm = load(job.config)
+    llm = load(settings(job))
     try:
         if not llm.checkpoint.tokenizer.chat_template:
             raise ConfigError(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cli.console import guarded
-from llmcore.cli.model import forgetful_cache, load
+from llmcore.cli.model import forgetful_cache, load, settings
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import CHAT, JSON, NO_CACHE, PROMPT, SYSTEM
 from llmcore.config.prompts import read_prompt, read_system
@@ -88,7 +88,7 @@ class Infer:
         if job.number is not None:
             print(f"[{job.number}] {' '.join(job.overrides)}", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        llm = load(job.config, family=self.family)
+        llm = load(settings(job), family=self.family)
         try:
             self._answer(llm, job, self._prompt, time.perf_counter() - started)
         finally:

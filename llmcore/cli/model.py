@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from llmcore.config.schema import Config
 
 if TYPE_CHECKING:
+    from llmcore.config.command import Job
     from llmcore.llm import LLM
 
 
@@ -34,8 +36,15 @@ def load(config: Config, *, family: str = "", taps: bool = False) -> LLM:
         return LLM.from_config(config, family=family, progress=progress, taps=taps)
 
 
+def settings(job: Job) -> Config:
+    """The settings of a job; with ``--no-cache``, repacked weights are not kept at all."""
+    if "--no-cache" not in job.given:
+        return job.config
+    return replace(job.config, weights=replace(job.config.weights, cache_packed=False))
+
+
 def forgetful_cache(stack: ExitStack) -> None:
-    """For ``--no-cache``: what this process fetches, compiles or repacks goes to a folder that ``stack`` removes."""
+    """For ``--no-cache``: what this process fetches or compiles goes to a folder that ``stack`` removes."""
     before = os.environ.get("LLMCORE_CACHE")
     os.environ["LLMCORE_CACHE"] = stack.enter_context(TemporaryDirectory(prefix="llmcore-"))
 

@@ -1,7 +1,7 @@
 """Repacking weights: by several threads, and once: what was packed is kept on disk for the next start.
 
-One file in ``<cache>/packed`` holds the weights of one program. Its name is a digest of all that its bytes depend on:
-the content of the checkpoint's files, which tensors in which layouts, and the source of the packers.
+One file in ``<cache>/packed`` holds the weights of one program. Its name says what its bytes depend on: the content of
+the checkpoint's files, which tensors are in which layouts, and the source of the packers.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 Key = tuple[str, str, int]
 
 UNUSED_S = 30 * 24 * 3600
+SUPERSEDED_S = 3600  # for what other versions of the packers have made of the same weights
 FORMAT = 1  # of what we ask a file for; raised with a change of packed_file
 IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
 
@@ -115,24 +116,27 @@ class PackedCache:
         return found
 
     def _key(self, repacks: Sequence[Repack]) -> str | None:
-        """A digest of all that the packed bytes depend on; None where that is not known, or not worth to be asked."""
+        """A name for all that the packed bytes depend on; None where that is not known, or not worth to be asked.
+
+        Two digests: of the weights and their layouts, and of the packers.
+        """
         if self.ledger.folder is None or sum(repack.tensor.nbytes for repack in repacks) < self.ledger.least:
             return None
         contents = {file: self.ledger.sha256(file) for file in {repack.tensor.mapping for repack in repacks}}
         packers = {repack.pack: source_digest(repack.pack.partition(":")[0]) for repack in repacks}
         if None in contents.values() or None in packers.values():
             return None
-        parts: list[Any] = [FORMAT]
+        places = []
         for repack in repacks:
             tensor = repack.tensor
             place = (contents[tensor.mapping], tensor.offset, tensor.shape, tensor.format.name)
-            parts.append((repack.name, place, repack.pack, packers[repack.pack]))
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            places.append((repack.name, repack.pack, place))
+        return f"{_digest([FORMAT, places])}-{_digest(sorted(packers.items()))}"
 
     def _write(self, path: Path, key: str, repacks: Sequence[Repack], threads: int) -> list[Array] | None:
         if not self.ledger.writable:
             return None
-        _prune(path.parent)
+        _prune(path)
         names = [repack.name for repack in repacks]
         try:
             packed_file.write(path, key, names, zip(names, pack_all(repacks, threads), strict=True))
@@ -152,12 +156,18 @@ def _read(path: Path, key: str, repacks: Sequence[Repack]) -> list[Array] | None
     return [found[repack.name] for repack in repacks]
 
 
-def _prune(folder: Path) -> None:
-    """Removes what nobody has used for long, and what writers that died have left."""
-    long_ago = time.time() - UNUSED_S
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _prune(new: Path) -> None:
+    """Removes what nobody has used for long, what writers that died have left, and what ``new`` supersedes."""
+    folder, now = new.parent, time.time()
+    superseded = f"{new.name.partition('-')[0]}-"
     for old in (*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob(".*.part")):
+        soon = old.name.startswith(superseded) or old.suffix == ".part"
         with suppress(OSError):  # another process is just as far
-            if old.stat().st_mtime < long_ago:
+            if old.stat().st_mtime < now - (SUPERSEDED_S if soon else UNUSED_S):
                 old.unlink()
 
 

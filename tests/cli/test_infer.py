@@ -161,6 +161,7 @@ def test_no_cache_is_one_folder_and_gone_afterwards(loader: Loader, monkeypatch:
     assert first == second != "/the/users"
     assert first is not None and not Path(first).exists()
     assert os.environ["LLMCORE_CACHE"] == "/the/users"
+    assert [config.weights.cache_packed for config in loader.configs] == [False, False]
 
 
 def test_logprobs_are_reported(
