@@ -40,7 +40,7 @@ from llmcore.native.vector import (
     zeros,
 )
 from llmcore_numba.operands import operands_of
-from llmcore_numba.tile import outer
+from llmcore_numba.tile import outer, outer_runs
 
 WRITE_K, WRITE_V, SLOTS, WRITE_KV, WRITE_T, WRITE_G, WRITE_HEAD_DIM, WRITE_PAGE_SIZE = operands_of("kv_write")
 Q, STARTS, LENS, KV_LENS, TABLES, KV, Y, _T, D, S, B, HEAD_DIM, KV_HEADS, PAGE_SIZE, SCALE = operands_of("attention")
@@ -107,11 +107,11 @@ def find_blocks(blocks, first, kv, table, kv_heads, head, page_size, pitch, leng
 
 
 @inlined
-def soften(blocks, scores, limit, state, out, pitch):
+def soften(blocks, count, scores, limit, state, out, pitch):
     """Turns one row's scores of a span into weights, and rescales what was summed before.
 
     Args:
-        blocks: the span, see :func:`find_blocks`.
+        blocks: the span, see :func:`find_blocks`; ``count`` of its blocks have positions.
         scores: 64 floats.
         limit: positions that the row sees; those from there on weigh nothing.
         state: 32 floats: the running sum in 16 lanes, then the running maximum.
@@ -119,11 +119,11 @@ def soften(blocks, scores, limit, state, out, pitch):
     """
     nothing = splat(NOTHING)
     high = nothing
-    for block in range(BLOCKS):
+    for block in range(count):
         seen = min(load_i64(blocks + block * 32 + 24), limit - load_i64(blocks + block * 32 + 16))
-        masked = first_or(load(scores + block * 64), seen, nothing)
-        store(scores + block * 64, masked)
-        high = larger(high, masked)
+        if seen < 16:
+            store(scores + block * 64, first_or(load(scores + block * 64), seen, nothing))
+        high = larger(high, load(scores + block * 64))
     before = load_f32(state + 64)
     now = max(before, largest(high))
     sums = load(state)
@@ -133,7 +133,7 @@ def soften(blocks, scores, limit, state, out, pitch):
         for i in range(0, pitch, 16):
             store(out + i * 4, load(out + i * 4) * factor)
         store_f32(state + 64, now)
-    for block in range(BLOCKS):
+    for block in range(count):
         weights = exp(load(scores + block * 64) - splat(now))
         store(scores + block * 64, weights)
         sums = sums + weights
@@ -143,10 +143,14 @@ def soften(blocks, scores, limit, state, out, pitch):
 @inlined
 def begin(queries, out, states, q, rows, row, group, width, head_dim, pitch, scale):
     """Gathers the scaled query rows ``row`` … and clears their results."""
+    whole = head_dim & ~15
+    factor = splat(scale)
     for r in range(rows):
         source = q + ((row + r) // group * width + (row + r) % group * head_dim) * 4
-        for i in range(head_dim):
-            store_f32(queries + (r * pitch + i) * 4, load_f32(source + i * 4) * scale)
+        for i in range(0, whole, 16):
+            store(queries + (r * pitch + i) * 4, load(source + i * 4) * factor)
+        if whole < head_dim:
+            store(queries + (r * pitch + whole) * 4, load_first(source + whole * 4, head_dim - whole) * factor)
         for i in range(0, pitch, 16):
             store(out + (r * pitch + i) * 4, zeros())
         store(states + r * 128, zeros())
@@ -186,18 +190,15 @@ def attend(work, q, y, kv, table, rows, row, group, width, position, head, kv_he
     last = (length - 1) // page_size * (padded(page_size) // 16) + (length - 1) % page_size // 16
     for first in range(0, last + 1, BLOCKS):
         find_blocks(blocks, first, kv, table, kv_heads, head, page_size, pitch, length)
-        for i in range(0, rows * SPAN, 16):
-            store(scores + i * 4, zeros())
-        for block in range(min(BLOCKS, last + 1 - first)):
+        count = min(BLOCKS, last + 1 - first)
+        for block in range(count):
             keys = load_i64(blocks + block * 32)
             outer(rows, queries, pitch * 4, keys, 64, head_dim, scores + block * 64, SPAN * 4)
         for r in range(rows):
             limit = position + (row + r) // group + 1
-            soften(blocks, scores + r * SPAN * 4, limit, states + r * 128, out + r * pitch * 4, pitch)
-        for block in range(min(BLOCKS, last + 1 - first)):
-            values, count = load_i64(blocks + block * 32 + 8), load_i64(blocks + block * 32 + 24)
-            for i in range(0, pitch * 4, 64):
-                outer(rows, scores + block * 64, SPAN * 4, values + i, pitch * 4, count, out + i, pitch * 4)
+            soften(blocks, count, scores + r * SPAN * 4, limit, states + r * 128, out + r * pitch * 4, pitch)
+        for i in range(0, pitch * 4, 64):
+            outer_runs(rows, scores, SPAN * 4, blocks + 8, count, i, pitch * 4, out + i, pitch * 4)
     end(out, states, y, rows, row, group, width, head_dim, pitch)
 
 

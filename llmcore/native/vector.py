@@ -263,26 +263,30 @@ def from_i8(builder: Any, vector: Any) -> Any:
 LOWEST, HIGHEST = -87.3, 88.3  # exp of these is still a normal float32
 
 
+ROUNDER = 1.5 * 2**23  # a float32 so large, plus a smaller one: its last bits are the integer nearest to that
+
+
 def emit_exp(builder: Any, x: Any) -> Any:
-    """:func:`exp`, as ``2**n * e**r``: ``n`` is the integer nearest to ``x / ln 2``, ``e**r`` a Taylor polynomial."""
+    """:func:`exp`, as ``2**n * e**r``: ``n`` is the integer nearest to ``x / ln 2``, ``e**r`` a Taylor polynomial.
+
+    Comparisons are the way round that lets NaN through.
+    """
     lowest, highest = emit_constant(F32, LOWEST), emit_constant(F32, HIGHEST)
-    clamped = builder.select(builder.fcmp_ordered(">", x, lowest), x, lowest)
-    clamped = builder.select(builder.fcmp_ordered("<", clamped, highest), clamped, highest)
-    power = builder.fmul(clamped, emit_constant(F32, 1 / math.log(2)))
-    negative = builder.fcmp_ordered("<", power, emit_constant(F32, 0.0))
-    half = builder.select(negative, emit_constant(F32, -0.5), emit_constant(F32, 0.5))
-    n = builder.fptosi(builder.fadd(power, half), I32.ir)
-    whole = builder.sitofp(n, F32.ir)
+    below = builder.fcmp_ordered("<", x, lowest)
+    clamped = builder.select(below, lowest, x)
+    clamped = builder.select(builder.fcmp_ordered(">", clamped, highest), highest, clamped)
+    rounded = emit_fma(builder, clamped, emit_constant(F32, 1 / math.log(2)), emit_constant(F32, ROUNDER))
+    whole = builder.fsub(rounded, emit_constant(F32, ROUNDER))
     high = 0.693359375  # ln 2 in two parts: n * high is exact
     r = emit_fma(builder, whole, emit_constant(F32, -high), clamped)
     r = emit_fma(builder, whole, emit_constant(F32, high - math.log(2)), r)
     value = emit_constant(F32, 1 / math.factorial(7))
     for degree in range(6, -1, -1):
         value = emit_fma(builder, value, r, emit_constant(F32, 1 / math.factorial(degree)))
+    n = builder.bitcast(rounded, I32.ir)  # and bits that the shift drops
     scale = builder.shl(builder.add(n, emit_constant(I32, 127)), emit_constant(I32, 23))  # the bits of 2**n
     value = builder.fmul(value, builder.bitcast(scale, F32.ir))
-    value = builder.select(builder.fcmp_ordered("<", x, lowest), emit_constant(F32, 0.0), value)
-    return builder.select(builder.fcmp_unordered("uno", x, x), x, value)
+    return builder.select(below, emit_constant(F32, 0.0), value)
 
 
 @emits(F32, F32)
