@@ -7,6 +7,7 @@ the checkpoint's files, which tensors are in which layouts, and the source of th
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 import time
@@ -34,7 +35,10 @@ Key = tuple[str, str, int]
 UNUSED_S = 30 * 24 * 3600
 SUPERSEDED_S = 3600  # for what other versions of the packers have made of the same weights
 FORMAT = 1  # of what we ask a file for; raised with a change of packed_file
-IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
+IMPORT = re.compile(
+    r"^[ \t]*(?:from|import)[ \t]+(?P<start>[\w.]+)(?:[ \t]+import[ \t]*(?P<names>\([^)]*|[^\n]*))?", re.MULTILINE
+)
+ARITHMETIC = "llmcore.weights."
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class PackedCache:
         if self.ledger.folder is None or sum(repack.tensor.nbytes for repack in repacks) < self.ledger.least:
             return None
         contents = {file: self.ledger.sha256(file) for file in {repack.tensor.mapping for repack in repacks}}
-        packers = {repack.pack: source_digest(repack.pack.partition(":")[0]) for repack in repacks}
+        packers = {pack: source_digest(pack.partition(":")[0]) for pack in {repack.pack for repack in repacks}}
         if None in contents.values() or None in packers.values():
             return None
         places = []
@@ -173,20 +177,44 @@ def _prune(new: Path) -> None:
 
 @cache
 def source_digest(module: str) -> str | None:
-    """A digest of a module's source and of what it imports from its own package and from ours; None without a file."""
-    packages = (module.partition(".")[0], __name__.partition(".")[0])
+    """A digest of a module's source and of what it imports from its own package and ours; None without a file.
+
+    Of ours only the arithmetic of weight formats counts: nothing else decides what a packer makes.
+    """
+    rooms = (module.partition(".")[0] + ".", ARITHMETIC)
     digest, seen, waiting = hashlib.sha256(), set[str](), [module]
     while waiting:
         name = waiting.pop()
-        try:
-            file = origin(name)
-        except (ImportError, ValueError):  # ``from package import function`` names no module
-            file = None
-        if name in seen or file is None:
+        file = None if name in seen else _file_of(name)
+        if file is None:
             continue
         seen.add(name)
         data = file.read_bytes()
         digest.update(name.encode() + b"\0" + data)
-        imported = IMPORT.findall(data.decode(errors="replace")) if file.suffix == ".py" else []
-        waiting += sorted({each for each in imported if each.partition(".")[0] in packages})
+        if file.suffix == ".py":
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += sorted(_imported(data.decode(errors="replace"), package, rooms))
     return digest.hexdigest() if module in seen else None
+
+
+def _file_of(module: str) -> Path | None:
+    try:
+        return origin(module)
+    except (ImportError, ValueError):  # no module: a function, perhaps
+        return None
+
+
+def _imported(source: str, package: str, rooms: tuple[str, ...]) -> set[str]:
+    """What may be the modules of ``rooms`` that ``source``, which lies in ``package``, imports.
+
+    A line of text may look like an import; to look for a module of another package could run its code.
+    """
+    found: set[str] = set()
+    for start, names in IMPORT.findall(source):
+        name = importlib.util.resolve_name(start, package) if start.startswith(".") and package else start
+        if not f"{name}.".startswith(rooms):
+            continue
+        found.add(name)
+        if (_file_of(name) or Path()).name == "__init__.py":
+            found |= {f"{name}.{each}" for each in re.findall(r"\w+", names)}
+    return found

@@ -246,7 +246,32 @@ def test_several_processes_at_once(tmp_path: Path, store: Callable[..., WeightSt
     assert not list((tmp_path / "cache").glob(".*"))
 
 
-def test_digest_of_sources() -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *("import made_up.other", "from made_up import other", "from made_up import (\n    one,\n    other,\n)"),
+        *("from .other import x", "from . import other", "def f():\n    from made_up.other import x"),
+    ],
+)
+def test_what_a_packer_imports_belongs_to_its_source(statement: str, tmp_path: Path, packer: Any) -> None:
+    package = tmp_path / "made_up"
+    (package / "importer.py").write_text(f"from typing import Any\nimport json\n{statement}\nimport os\n")
+    digests = []
+    for text in ("x = 1", "x = 2", "x = 1"):
+        (package / "other.py").write_text(text)
+        importlib.invalidate_caches()
+        source_digest.cache_clear()
+        digests.append(source_digest("made_up.importer"))
+    assert None not in digests and digests[0] == digests[2] != digests[1]
+
+
+def test_the_arithmetic_of_formats_belongs_to_a_packer() -> None:
     assert source_digest("llmcore.no_such_module") is None
-    assert source_digest("llmcore.graph.packing") == source_digest("llmcore.graph.packing")
-    assert source_digest("llmcore.graph.packing") != source_digest("llmcore.graph.slabs")
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        find = packing._file_of
+        patch.setattr(packing, "_file_of", lambda name: seen.append(name) or find(name))
+        source_digest.cache_clear()
+        assert source_digest("llmcore_numba.packed")
+    assert {"llmcore_numba.packing", "llmcore.weights.quants", "llmcore.weights.k_quants"} <= set(seen)
+    assert "llmcore.llm" not in seen
