@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmcore.native.abi import claim, dim, i64_attr, inlined, load_f32, load_i32, native_kernel, store_f32, tensor
+from llmcore.native.vector import crossed, load, load_twice, store
 from llmcore_numba.elementwise import copy
 from llmcore_numba.operands import operands_of
 
@@ -12,13 +13,35 @@ X, POSITIONS, COS, SIN, Y, T, D, _P, F, HEAD_DIM, INTERLEAVED = operands_of("rop
 
 
 @inlined
-def rotate_head(x, y, cos, sin, pairs, to_second, to_next):
-    """Turns the pairs of one head; ``to_second`` bytes lie between the two of a pair, ``to_next`` between pairs."""
-    for f in range(pairs):
+def rotate_pairs(x, y, cos, sin, first, pairs, to_second, to_next):
+    """Turns pairs from ``first`` on; ``to_second`` bytes lie between the two of a pair, ``to_next`` between pairs."""
+    for f in range(first, pairs):
         c, s = load_f32(cos + f * 4), load_f32(sin + f * 4)
         a, b = load_f32(x + f * to_next), load_f32(x + f * to_next + to_second)
         store_f32(y + f * to_next, a * c - b * s)
         store_f32(y + f * to_next + to_second, b * c + a * s)
+
+
+@inlined
+def rotate_neighbours(x, y, cos, sin, pairs):
+    """Turns the pairs of one head, whose two elements are neighbours."""
+    whole = pairs & ~7
+    for f in range(0, whole, 8):
+        v = load(x + f * 8)
+        store(y + f * 8, v * load_twice(cos + f * 4) + crossed(v) * load_twice(sin + f * 4))
+    rotate_pairs(x, y, cos, sin, whole, pairs, 4, 8)
+
+
+@inlined
+def rotate_halves(x, y, cos, sin, pairs):
+    """Turns the pairs of one head, whose second elements follow all first ones."""
+    whole, second = pairs & ~15, pairs * 4
+    for f in range(0, whole, 16):
+        c, s = load(cos + f * 4), load(sin + f * 4)
+        a, b = load(x + f * 4), load(x + f * 4 + second)
+        store(y + f * 4, a * c - b * s)
+        store(y + f * 4 + second, b * c + a * s)
+    rotate_pairs(x, y, cos, sin, whole, pairs, second, 4)
 
 
 @native_kernel
@@ -36,9 +59,9 @@ def rope(operands, _thread, _threads):
             head = token * width
             while head < (token + 1) * width:
                 if interleaved:
-                    rotate_head(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs, 4, 8)
+                    rotate_neighbours(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs)
                 else:
-                    rotate_head(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs, pairs * 4, 4)
+                    rotate_halves(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs)
                 if rest and x != y:
                     after = (head + 2 * pairs) * 4
                     copy(x + after, y + after, rest)

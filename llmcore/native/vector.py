@@ -140,6 +140,15 @@ def load_first(builder: Any, address: Any, count: Any) -> Any:
     return emit_load_first(builder, address, count, FLOAT, 4)
 
 
+@emits(F32, types.int64)
+def load_twice(builder: Any, address: Any) -> Any:
+    """8 float32, each of them in two neighbouring lanes."""
+    half = ir.VectorType(FLOAT, LANES // 2)
+    vector = builder.load(pointer(builder, address, half), align=1)
+    lanes = ir.Constant(ir.VectorType(INT, LANES), [lane // 2 for lane in range(LANES)])
+    return builder.shuffle_vector(vector, ir.Constant(half, ir.Undefined), lanes)
+
+
 @emits(types.void, types.int64, F32)
 def store(builder: Any, address: Any, vector: Any) -> None:
     """Writes 16 float32."""
@@ -221,6 +230,14 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 def larger(builder: Any, a: Any, b: Any) -> Any:
     """The larger of each two lanes."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@emits(F32, F32)
+def crossed(builder: Any, vector: Any) -> Any:
+    """Of each two neighbouring lanes ``(a, b)``: ``(-b, a)``."""
+    lanes = ir.Constant(ir.VectorType(INT, LANES), [lane ^ 1 for lane in range(LANES)])
+    signs = ir.Constant(F32.ir, [-1.0, 1.0] * (LANES // 2))
+    return builder.fmul(builder.shuffle_vector(vector, vector, lanes), signs)
 
 
 @emits(F32, F32, F32)

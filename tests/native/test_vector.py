@@ -43,6 +43,10 @@ def _sixteen(kind, x, y, count):
         v.store(y, v.from_u8(v.bits(np.uint16(count))))
     elif kind == 8:
         v.store(y, v.first_or(v.load(x), count, v.splat(np.float32(-1))))
+    elif kind == 9:
+        v.store(y, v.load_twice(x))
+    elif kind == 10:
+        v.store(y, v.crossed(v.load(x)))
     else:
         v.store(y, v.at_least(v.load(x), v.splat(np.float32(0.5))))
 
@@ -114,9 +118,15 @@ def test_bits_and_selections() -> None:
     nothing = np.zeros(16, np.float32)
     np.testing.assert_array_equal(_convert(7, nothing, 0b1000_0000_0000_1101), [1, 0, 1, 1] + [0] * 11 + [1])
     x = np.linspace(0, 1, 16, dtype=np.float32)
-    np.testing.assert_array_equal(_convert(9, x), np.where(x >= 0.5, x, 0))
+    np.testing.assert_array_equal(_convert(11, x), np.where(x >= 0.5, x, 0))
     for count in (-5, 0, 3, 16, 100):
         np.testing.assert_array_equal(_convert(8, x, count), np.where(np.arange(16) < count, x, -1))
+
+
+def test_neighbours() -> None:
+    x = np.arange(16, dtype=np.float32)
+    np.testing.assert_array_equal(_convert(9, x[:8].copy()), np.repeat(x[:8], 2))
+    np.testing.assert_array_equal(_convert(10, x), np.stack([-x[1::2], x[::2]], 1).ravel())
 
 
 def test_folds() -> None:
