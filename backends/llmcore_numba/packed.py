@@ -87,7 +87,10 @@ def _half(blocks: Array, at: int) -> Array:
 
 
 def _nibbles(packed: Array) -> Array:
-    return np.concatenate([packed & 15, packed >> 4], axis=1)
+    codes = np.empty((len(packed), 2 * packed.shape[1]), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[:, : packed.shape[1]])
+    np.right_shift(packed, 4, out=codes[:, packed.shape[1] :])
+    return codes
 
 
 def _fifth(bits: Array) -> Array:
