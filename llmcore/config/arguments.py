@@ -34,7 +34,8 @@ CHAT = (
 SYSTEM = Flag("--system", "the system message of the chat", "TEXT")
 JSON = Flag("--json", "print one JSON object instead of text")
 NO_CACHE = Flag(
-    "--no-cache", "leave nothing behind: fetch and compile into a folder that is removed at the end, keep no packed weights"
+    "--no-cache",
+    "leave nothing behind: fetch and compile into a folder that is removed at the end, keep no packed weights",
 )
 VERSION = Flag("--version", "print llmcore's version")
 EXCLUSIVE = (("--prompt", "--prompt-file"), ("--chat", "--raw"), ("--system", "--raw"))

@@ -76,7 +76,7 @@ def parts_q4_k(blocks: Bytes) -> Parts:
 def parts_q5_k(blocks: Bytes) -> Parts:
     """Block: d f16, dmin f16, scales and minimums [12], fifth bits [32], low 4 bits [128]; sub-blocks of 32."""
     scales, minimums = _six_bit_pairs(blocks[:, 4:16])
-    q = _planes(blocks[:, 48:], width=32, bits=4) | _planes(blocks[:, 16:48], width=32, bits=1) << 4
+    q: Bytes = _planes(blocks[:, 48:], width=32, bits=4) | _planes(blocks[:, 16:48], width=32, bits=1) << np.uint8(4)
     return q, half(blocks, 0) * scales, half(blocks, 2) * minimums
 
 

@@ -103,10 +103,13 @@ class FakePool:
     scratch = 12345
 
     def __init__(self) -> None:
-        self.ran: list[np.ndarray] = []
+        self.ran: list[tuple[int, int]] = []
 
     def run(self, table: np.ndarray) -> None:
-        self.ran.append(table)
+        self.run_at(table.ctypes.data, len(table))
+
+    def run_at(self, address: int, rows: int) -> None:
+        self.ran.append((address, rows))
 
 
 def words(address: int, count: int) -> list[int]:
@@ -130,9 +133,24 @@ def test_native_tables() -> None:
     assert np.diff(counters).tolist() == [64, 64]  # a cache line each: threads that claim do not disturb others
     segment.run()
     segment.run()
-    assert len(pool.ran) == 2 and all(table is segment.table for table in pool.ran)
     segment.run_node(1)
-    assert pool.ran[2].tolist() == segment.table[1:2].tolist() and np.shares_memory(pool.ran[2], segment.table)
+    whole = segment.table.ctypes.data, 3
+    assert pool.ran == [whole, whole, (segment.table[1:].ctypes.data, 1)]
+
+
+def test_a_node_may_have_stages() -> None:
+    pool = FakePool()
+    rows = [NativeRow(111, [7]), NativeRow(222, [8, 9], before=[220, 221])]
+    segment = NativeSegment(pool, [0, 1], rows)  # type: ignore[arg-type]
+    assert segment.table[:, 0].tolist() == [111, 220, 221, 222]
+    calls = [
+        words(address, HEADER + count) for (_, address), count in zip(segment.table.tolist(), (1, 2, 2, 2), strict=True)
+    ]
+    assert [operands for _, _, *operands in calls] == [[7], [8, 9], [8, 9], [8, 9]]
+    assert len({counter for counter, *_ in calls}) == 4
+    segment.run_node(1)
+    segment.run_node(0)
+    assert pool.ran == [(segment.table[1:].ctypes.data, 3), (segment.table.ctypes.data, 1)]
     assert segment.kind == "native"
 
 
