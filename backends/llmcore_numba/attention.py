@@ -26,8 +26,8 @@ from llmcore.native.abi import (
     store_i64,
     tensor,
 )
+from llmcore.native.exponential import exp
 from llmcore.native.vector import (
-    exp,
     first_or,
     larger,
     largest,

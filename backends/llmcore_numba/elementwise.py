@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llmcore.native.abi import claim, dim, inlined, load_i32, native_kernel, tensor
-from llmcore.native.vector import load, load_first, sigmoid, store, store_first
+from llmcore.native.exponential import sigmoid
+from llmcore.native.vector import load, load_first, store, store_first
 from llmcore_numba.operands import operands_of
 
 CHUNK = 4096  # elements

@@ -21,9 +21,9 @@ from llmcore.native.abi import (
     store_i32,
     tensor,
 )
+from llmcore.native.exponential import exp
 from llmcore.native.vector import (
     at_least,
-    exp,
     first_or,
     larger,
     largest,

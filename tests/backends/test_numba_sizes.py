@@ -104,7 +104,7 @@ def test_filters_agree_with_a_sort(vocab: int, machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        (NodeView("linear", "", dims={"M": 1, "K": 1 << 20, "N": 8}, formats={"weight": "Q6_K"}), "rows of 1048576"),
+        (NodeView("linear", "", dims={"M": 1, "K": 1 << 20, "N": 8}, formats={"weight": "F16"}), "rows of 1048576"),
         (NodeView("classifier_argmax", "", dims={"M": 1 << 16, "K": 64, "N": 8}, formats={"weight": "F32"}), "tokens"),
         (NodeView("attention", "", attrs={"head_dim": 4096}), "heads of 4096"),
     ],

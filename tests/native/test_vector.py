@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmcore.native import vector as v
+from llmcore.native.exponential import exp, sigmoid
 
 
 @numba.njit
@@ -16,10 +17,10 @@ def _map(kind, x, y, count):
     whole = count & ~15
     for i in range(0, whole, 16):
         value = v.load(x + i * 4)
-        v.store(y + i * 4, v.exp(value) if kind == 0 else v.sigmoid(value))
+        v.store(y + i * 4, exp(value) if kind == 0 else sigmoid(value))
     if whole < count:
         value = v.load_first(x + whole * 4, count - whole)
-        v.store_first(y + whole * 4, v.exp(value) if kind == 0 else v.sigmoid(value), count - whole)
+        v.store_first(y + whole * 4, exp(value) if kind == 0 else sigmoid(value), count - whole)
 
 
 @numba.njit
