@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from numbers import Number
 from pathlib import Path
@@ -21,11 +20,11 @@ import numpy as np
 
 from llmcore.config.models import lookup
 from llmcore.config.schema import Config, ModelConfig
+from llmcore.engine import inspection
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import EngineSettings, family_of, make_runner, usable_threads
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
-from llmcore.engine.runner import Work
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.stream import Stream
 from llmcore.errors import ConfigError, LlmcoreError, RequestError, UnsupportedModelError
@@ -265,60 +264,17 @@ class LLM:
     def trace(self, token_ids: Sequence[int], chunk: int | None = None) -> dict[str, Array]:
         """Like :meth:`logits`, with each block's result, ``[tokens, hidden]``, by module path, where ``taps`` is on."""
         self._require_open()
-        sizes, pool = self.runner.sizes, self.engine.scheduler.pool
-        ids = checked_ids(token_ids, self.spec.vocab_size)
-        if chunk is not None and chunk < 1:
-            raise RequestError(f"chunk is {chunk}", field="chunk", remedy="it must be at least 1")
-        step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
-        needed = -(-len(ids) // sizes.page_size)
-        if len(ids) > sizes.context or not pool.can_allocate(needed):
-            raise RequestError(
-                f"{len(ids)} tokens do not fit the context of {sizes.context}, or the free KV pages",
-                field="token_ids",
-                remedy="raise engine.max_context, or score fewer",
-            )
-        outputs = {name: self.runner.outputs[name] for name in self.runner.graph.outputs}
-        found = {name: np.empty((len(ids), output.shape[1]), np.float32) for name, output in outputs.items()}
-        pages = pool.allocate(needed)
-        try:
-            for start in range(0, len(ids), step):
-                part = ids[start : start + step]
-                self.runner.run([Work(part, start, pages, range(len(part)))])
-                for name, output in outputs.items():
-                    found[name][start : start + len(part)] = output[: len(part)]
-            return found
-        finally:
-            pool.release(pages)
+        return inspection.trace(self.engine, checked_ids(token_ids, self.spec.vocab_size), chunk)
 
     def explain(self, tokens: int = 1) -> Explanation:
         """How a step of ``tokens`` tokens is run: the model's nodes with greedy decoding, then the sampler's."""
         self._require_open()
-        if not 1 <= tokens <= self.runner.sizes.tokens:
-            raise ConfigError(f"tokens is {tokens}", remedy=f"a step has 1 to {self.runner.sizes.tokens} tokens")
-        program, sampling = self.runner.program("ids", tokens), self.engine.sampler.program((True, True, True))
-        plan, offset = program.plan, len(program.segments)
-        return Explanation(
-            tokens,
-            (*program.rows, *(replace(row, segment=row.segment + offset) for row in sampling.rows)),
-            tuple((segment.kind, len(segment.nodes)) for segment in (*program.segments, *sampling.segments)),
-            plan.nbytes,
-            plan.lower_bound,
-            plan.total,
-            plan.reuse,
-        )
+        return inspection.explain(self.engine, tokens)
 
     @property
     def memory(self) -> MemoryUse:
         """What the model uses now."""
-        runner = self.runner
-        store = runner.weights
-        return MemoryUse(
-            runner.compiler.arena.nbytes + runner.compiler.workspace.nbytes,
-            runner.arena_bound,
-            runner.kv_bytes,
-            store.mapped_bytes,
-            store.repacked_bytes,
-        )
+        return inspection.memory(self.runner)
 
 
 def _other_family(model: str, found: FamilyInfo, wanted: str) -> UnsupportedModelError:

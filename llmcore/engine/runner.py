@@ -148,9 +148,7 @@ class Runner:
             block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             self.outputs[name] = block.view(dtype).reshape(shape)
         largest = [self._fused(head, self.sizes.tokens) for head in self.graphs]
-        self.arena_bound = self.compiler.reserve(largest, limits.sizes)
-        for graph in largest:
-            self.compiler.choose(graph, limits.sizes)  # what nobody can run is refused now, not at some later step
+        self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
 
     def _bind_cache(self) -> None:

@@ -39,6 +39,7 @@ class Plan:
         nbytes: size of the arena.
         lower_bound: the largest live set: no plan can be smaller.
         total: what the values would take without sharing.
+        workspaces: node number → byte offset in the arena of what its kernel works in.
     """
 
     offsets: Mapping[Value, int]
@@ -46,6 +47,7 @@ class Plan:
     lower_bound: int
     total: int
     blocks: Sequence[Block] = field(repr=False)
+    workspaces: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def reuse(self) -> float:
@@ -58,25 +60,34 @@ def nbytes_of(shape: Shape, sizes: Mapping[str, int], itemsize: int) -> int:
     count = itemsize
     for dim in shape:
         count *= extent(dim, sizes)
-    return max(-(-count // ALIGNMENT), 1) * ALIGNMENT
+    return _rounded(count)
 
 
-def plan(graph: Graph, sizes: Mapping[str, int], dtypes: Mapping[str, str]) -> Plan:
+def _rounded(nbytes: int) -> int:
+    return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
+
+
+def plan(
+    graph: Graph, sizes: Mapping[str, int], dtypes: Mapping[str, str], workspaces: Mapping[int, int] | None = None
+) -> Plan:
     """Plans the temporaries of ``graph`` at the given sizes; its outputs live elsewhere.
 
     Args:
         dtypes: value dtype (``act`` …) → numpy dtype name.
+        workspaces: node number → bytes that its kernel works in, alive for that node alone.
     """
     blocks = _blocks(graph, sizes, {name: np.dtype(kind).itemsize for name, kind in dtypes.items()})
+    lone = {node: Block([], _rounded(nbytes), node, node) for node, nbytes in (workspaces or {}).items()}
+    blocks += lone.values()
     size = _place(blocks)
     bound = _largest_live_set(blocks, len(graph.nodes))
     offsets = {value: block.offset for block in blocks for value in block.values}
-    total = sum(
+    total = sum(block.nbytes for block in lone.values()) + sum(
         nbytes_of(value.shape, sizes, np.dtype(dtypes[value.dtype]).itemsize)
         for block in blocks
         for value in block.values
     )
-    return Plan(offsets, size, bound, total, blocks)
+    return Plan(offsets, size, bound, total, blocks, {node: block.offset for node, block in lone.items()})
 
 
 def _largest_live_set(blocks: Sequence[Block], nodes: int) -> int:

@@ -69,14 +69,14 @@ class Compiler:
         self.inputs = inputs
         self.pool = pool
         self.arena = aligned(0)
-        self.workspace = aligned(0)  # of one node at a time
 
     def reserve(self, graphs: Iterable[Graph], sizes: Mapping[str, int]) -> int:
         """Makes the arena large enough for programs of ``graphs`` up to ``sizes``, so that all of them share one.
 
-        Returns the largest live set among them, in bytes.
+        Returns the largest live set among them, in bytes; raises :class:`RegistryError` for a node that no backend has
+        a kernel for.
         """
-        plans = [plan(graph, sizes, NUMPY) for graph in graphs]
+        plans = [self.plan(graph, self.choose(graph, sizes), sizes) for graph in graphs]
         self.arena = aligned(max(each.nbytes for each in plans))
         return max(each.lower_bound for each in plans)
 
@@ -109,9 +109,14 @@ class Compiler:
         present = frozenset(param.name for param in node.op.params if param.optional and param.name in node.args)
         return NodeView(node.op.name, node.path, "cpu", "float32", dims, formats, node.attrs, present)
 
-    def workspace_of(self, node: Node, choice: Choice, sizes: Mapping[str, int]) -> int:
-        """Bytes of workspace that the chosen kernel of ``node`` asks for."""
-        return int(resolve(choice.kernel.workspace)(self.view(node, sizes))) if choice.kernel.workspace else 0
+    def plan(self, graph: Graph, choices: Sequence[Choice], sizes: Mapping[str, int]) -> Plan:
+        """Where temporaries lie, and what the chosen kernels work in."""
+        workspaces = {
+            i: int(resolve(choice.kernel.workspace)(self.view(node, sizes)))
+            for i, (node, choice) in enumerate(zip(graph.nodes, choices, strict=True))
+            if choice.kernel.workspace
+        }
+        return plan(graph, sizes, NUMPY, workspaces)
 
     def choose(self, graph: Graph, sizes: Mapping[str, int]) -> list[Choice]:
         """A kernel for every node; raises :class:`RegistryError` for a node that no backend has one for."""
@@ -126,14 +131,9 @@ class Compiler:
         choices = self.choose(graph, sizes)
         for backend in {choice.backend for choice in choices}:
             self.registry.prepare(backend)
-        layout = plan(graph, sizes, NUMPY)
+        layout = self.plan(graph, choices, sizes)
         if layout.nbytes > self.arena.nbytes:
             self.arena = aligned(layout.nbytes)  # programs built before keep the old one
-        workspace = max(
-            (self.workspace_of(node, choice, sizes) for node, choice in zip(graph.nodes, choices, strict=True))
-        )
-        if workspace > self.workspace.nbytes:
-            self.workspace = aligned(workspace)
         self.memory.weights.prepare(
             (value.name, choice.kernel)
             for node, choice in zip(graph.nodes, choices, strict=True)
@@ -150,7 +150,7 @@ class Compiler:
                 kernel = choice.kernel.target
                 rows.append(Row(node.op.name, node.path, choice.backend, kernel, abi, choice.reason, len(segments)))
             if abi == "native":
-                native = [binder.row(graph.nodes[i], choices[i]) for i in members]
+                native = [binder.row(i, graph.nodes[i], choices[i]) for i in members]
                 segments.append(NativeSegment(self.pool(), members, native))
             else:
                 calls = [binder.call(graph.nodes[i], choices[i]) for i in members]
@@ -166,12 +166,11 @@ class Binder:
         self.memory = compiler.memory
         self.inputs = compiler.inputs
         self.arena = compiler.arena
-        self.workspace = compiler.workspace
         self.layout = layout
         self.sizes = sizes
         self.names = {value: name for name, value in graph.outputs.items()}
         fixed = sorted({0} | {dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
-        self.keep: list[Array] = [self.arena, self.workspace]  # the program holds what native operands point to
+        self.keep: list[Array] = [self.arena]  # the program holds what native operands point to
         self.constants = np.array(fixed, np.int64)  # fixed dims: kernels read every dim from an address
         self.keep.append(self.constants)
         self.constant_at = {dim: int(self.constants.ctypes.data) + 8 * i for i, dim in enumerate(fixed)}
@@ -206,13 +205,13 @@ class Binder:
         self.keep += (operand.array for operand in found if operand is not None)
         return found
 
-    def row(self, node: Node, choice: Choice) -> NativeRow:
-        """A native call: addresses of tensors and dims, then attributes."""
+    def row(self, index: int, node: Node, choice: Choice) -> NativeRow:
+        """A native call: addresses of tensors and dims, attributes, then the workspace of a kernel that has one."""
         tensors = [0 if operand is None else operand.address for operand in self.operands(node, choice)]
         dims = [self.address_of(node, letter) for letter in node.op.dims]
         attrs = [bits(node.attrs[name]) for name in node.op.attrs]
         if choice.kernel.workspace:
-            attrs.append(int(self.workspace.ctypes.data))
+            attrs.append(int(self.arena.ctypes.data) + self.layout.workspaces[index])
         try:
             function, *before = map(loader().address, (choice.kernel.target, *choice.kernel.before))
         except TypeError as error:

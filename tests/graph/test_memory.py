@@ -213,3 +213,17 @@ def test_arena_of_whole_models(spec: ModelSpec, step: tuple[int, int, int]) -> N
             layout = plan(rewritten, size, NUMPY)
             assert layout.lower_bound <= layout.nbytes <= 1.10 * layout.lower_bound
             assert layout.reuse > spec.layers / 2 or "ids" in variant.outputs  # whose logits lie in the arena
+
+
+def test_a_workspace_is_there_for_its_node_alone() -> None:
+    """It shares bytes with values of other nodes, never with those of its own."""
+    made = small_graph()
+    plain = planned(made)
+    for place, node in enumerate(made.nodes):
+        layout = plan(made, SIZES, NUMPY, {place: 1000})
+        begin, end = layout.workspaces[place], layout.workspaces[place] + 1000
+        for value in set(node.values()) & layout.offsets.keys():
+            at = layout.offsets[value]
+            assert at + nbytes_of(value.shape, SIZES, 4) <= begin or at >= end
+        assert layout.total == plain.total + 1024
+        assert plain.lower_bound <= layout.lower_bound <= layout.nbytes <= plain.nbytes + 1024

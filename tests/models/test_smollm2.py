@@ -66,6 +66,15 @@ def test_it_knows_the_capital_of_france(loaded):
         assert answer.finish_reason == "stop"
 
 
+def test_the_arena_holds_workspaces_too_and_is_tight(smollm2_path):
+    llm = LLM(str(smollm2_path), backend="numba", threads=1)
+    memory = llm.memory
+    llm.close()
+    assert memory.weights_mapped_bytes < 40_000_000  # the embedding, and norms
+    assert memory.weights_repacked_bytes > 96_000_000
+    assert memory.arena_bytes <= 1.10 * memory.arena_lower_bound
+
+
 def test_weights_stay_mapped_and_the_arena_is_tight(loaded):
     memory = loaded["numba"].memory
     assert memory.weights_repacked_bytes == 0
