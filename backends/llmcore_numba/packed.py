@@ -104,8 +104,6 @@ SPLITS: dict[str, Callable[[Array], Codes]] = {
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
-    "Q2_K": _requantized("Q2_K"),
-    "Q3_K": _requantized("Q3_K"),
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _requantized("Q6_K"),

@@ -70,15 +70,13 @@ PACKINGS = {
     "Q4_1": Packing(4, minima=True),
     "Q5_0": Packing(8, minima=False),
     "Q5_1": Packing(8, minima=True),
-    "Q2_K": Packing(8, minima=False),
-    "Q3_K": Packing(8, minima=False),
     "Q4_K": Packing(4, minima=True),
     "Q5_K": Packing(8, minima=True),
     "Q6_K": Packing(8, minima=False),
 }
 """Weight format → the packing that it gets.
 
-Without loss up to Q5_1. Q4_K and Q5_K keep their codes, and the products of their factors are rounded to 16 bits. The
-others have sub-blocks of 16: they are quantized again, to 8 bits in groups of 32, with errors below 1/254 of a group's
-largest weight.
+Without loss up to Q5_1. Q4_K and Q5_K keep their codes, and the products of their factors are rounded to 16 bits. Q6_K
+has sub-blocks of 16: it is quantized again, to 8 bits in groups of 32, with errors below 1/254 of a group's largest
+weight. Q2_K and Q3_K would grow threefold that way; they stay with the exact kernels.
 """
