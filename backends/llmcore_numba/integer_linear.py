@@ -1,7 +1,7 @@
 """The linear ops on packed integer weights: tokens are quantized (:mod:`llmcore_numba.quantize`), then multiplied.
 
-Work is claimed in chunks of some blocks of sixteen rows and up to 128 tokens. ``linear.int4`` is the kernel for weights
-packed in 4 bits.
+Weights are taken in strips of two blocks of sixteen rows, or a block of ``gate`` and one of ``up``. Work is claimed in
+chunks of some strips and up to 128 tokens. ``linear.int4`` is the kernel for weights packed in 4 bits.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from llmcore.native.vector import load
 from llmcore_numba.elementwise import gated
 from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.integer import integer_tile
+from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS, PACKINGS, PLANES, ROWS
+from llmcore_numba.packing import COLUMNS, OUTLIER, PACKINGS, PANEL, ROWS
 from llmcore_numba.quantize import token_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.weights import store_up_to
 
-TOKENS = 4  # of the large tile
+TOKENS, BLOCKS = large_tile()
+FEW = 4  # tokens of the small tile
 TOKEN_CHUNK = 128
-SHORTEST, LONGEST, CHUNKS = (
-    1 << 14,
-    1 << 16,
-    6,
-)  # bytes of weights in a chunk where tokens are few, and how many there should be
+STRIP = 2 * ROWS
+SHORTEST, LONGEST, CHUNKS = 1 << 14, 1 << 16, 6  # few tokens: bytes of weights in a chunk, and how many there should be
 
 PACKING = PACKINGS["Q8_0"]  # each kernel has its own, with its tiles
 NBYTES = PACKING.nbytes
-PLANE_COUNT = 1
-one_token = integer_tile(PACKING, 1, 1)
-four_tokens = integer_tile(PACKING, TOKENS, 1)
+one_token = integer_tile(PACKING, 1, 1, 1)
+few_tokens = integer_tile(PACKING, FEW, BLOCKS, PANEL)
+many_tokens = integer_tile(PACKING, TOKENS, BLOCKS, PANEL)
 
 X, WEIGHT, BIAS, Y, M, K, N = operands_of("linear")
 ADD_X, ADD_RESIDUAL, ADD_WEIGHT, ADD_BIAS, ADD_Y, ADD_M, ADD_K, ADD_N = operands_of("linear_add")
@@ -59,7 +58,7 @@ class PerPacking:
     """One kernel for every packing, made of one template: ``kernels.int4_min``.
 
     Args:
-        template: ``f(operands, thread, threads)`` over the global names ``tile``, ``NBYTES`` and ``PLANE_COUNT``.
+        template: ``f(operands, thread, threads)`` over the global names ``strip`` and ``NBYTES``.
     """
 
     def __init__(self, template) -> None:
@@ -67,59 +66,77 @@ class PerPacking:
 
     def __getattr__(self, name: str) -> NativeFunction:
         packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
-        if packing is None:
+        if packing is None or self.template.__name__ not in OUTLIER:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
-        planes = PLANES[self.template.__name__]
-        tiles = {"one_token": integer_tile(packing, 1, planes), "four_tokens": integer_tile(packing, TOKENS, planes)}
-        tile = inlined(specialised(_tile, f"tile_{name}", **tiles))
-        constants = {"NBYTES": packing.nbytes, "PLANE_COUNT": planes, "tile": tile}
+        few, many = (integer_tile(packing, tokens, BLOCKS, PANEL) for tokens in (FEW, TOKENS))
+        tiles = {"one_token": integer_tile(packing, 1, 1, 1), "few_tokens": few, "many_tokens": many}
+        own_strip = inlined(specialised(_strip, f"strip_{name}", **tiles))
+        constants = {"NBYTES": packing.nbytes, "strip": own_strip}
         kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", **constants))
         setattr(self, name, kernel)
         return kernel
 
 
-def _tile(weights, groups, tokens, count, size, out):
-    """``out[token, 16 rows]`` for up to four tokens at ``tokens``, ``size`` bytes each; the last may be repeated."""
-    if count == 1:
-        one_token(weights, groups, tokens, out)
-    else:
-        last = min(count, TOKENS) - 1
-        second, third, fourth = tokens + size, tokens + min(2, last) * size, tokens + min(3, last) * size
-        four_tokens(weights, groups, tokens, second, third, fourth, out)
+def _strip(weights, to_next, groups, tokens, token, end, out):
+    """Two blocks of rows for up to ``TOKENS`` tokens from ``token`` on: ``out[token, 2 blocks, 16 rows]``.
+
+    ``to_next`` bytes lie between the blocks; 0 where there is but one, and then ``out`` has anything for the other.
+    ``end`` is behind the last token; those behind it in the last panel are computed too.
+    """
+    if end == 1:
+        one_token(weights, 0, groups, tokens, out)
+        if to_next:
+            one_token(weights + to_next, 0, groups, tokens, out + 64)
+        return
+    first = tokens + token // PANEL * PANEL * token_bytes(groups * COLUMNS) + token % PANEL * 4
+    for block in range(0, 2, BLOCKS):
+        if end - token <= FEW:
+            few_tokens(weights + block * to_next, to_next, groups, first, out + block * 64)
+        else:
+            many_tokens(weights + block * to_next, to_next, groups, first, out + block * 64)
 
 
-tile = inlined(_tile)
+strip = inlined(_strip)
 
 
 @inlined
-def blocks_per_chunk(tokens, blocks, row_bytes):
-    """Blocks of sixteen rows in a chunk.
+def strips_per_chunk(tokens, strips, strip_bytes):
+    """Strips in a chunk.
 
     With few tokens memory takes the time, and it is read fastest in long runs; but each thread should have some.
     """
     if tokens > TOKENS:
         return 1
-    return max(1, min(LONGEST, max(SHORTEST, blocks * row_bytes // CHUNKS)) // row_bytes)
+    return max(1, min(LONGEST, max(SHORTEST, strips * strip_bytes // CHUNKS)) // strip_bytes)
 
 
 @inlined
-def multiply(tile, nbytes, planes, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer):
+def chunks_of(tokens, strips, some):
+    """How many chunks there are of ``some`` strips each."""
+    return (strips + some - 1) // some * ((tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK)
+
+
+@inlined
+def multiply(strip, nbytes, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized ``tokens``; ``bias`` and ``residual`` may be 0."""
-    groups, size, out = inner // COLUMNS, token_bytes(inner, planes), scratch(operands, thread)
-    row_bytes, blocks = groups * nbytes, (outer + ROWS - 1) // ROWS
-    some = blocks_per_chunk(rows, blocks, row_bytes)
-    block_chunks, token_chunks = (blocks + some - 1) // some, (rows + TOKEN_CHUNK - 1) // TOKEN_CHUNK
+    groups, out = inner // COLUMNS, scratch(operands, thread)
+    row_bytes, strips = groups * nbytes, (outer + STRIP - 1) // STRIP
+    some = strips_per_chunk(rows, strips, 2 * row_bytes)
+    across = (strips + some - 1) // some
     chunk = claim(operands)
-    while chunk < block_chunks * token_chunks:
-        first, begin = chunk % block_chunks * some, chunk // block_chunks * TOKEN_CHUNK
+    while chunk < chunks_of(rows, strips, some):
+        first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
-        for block in range(first, min(first + some, blocks)):
-            count = min(ROWS, outer - block * ROWS)
+        for at in range(first * STRIP, min((first + some) * STRIP, outer), STRIP):
+            lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
+            to_next = row_bytes if upper > 0 else 0
             for token in range(begin, end, TOKENS):
-                tile(weight + block * row_bytes, groups, tokens + token * size, end - token, size, out)
+                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, end, out)
                 for i in range(min(TOKENS, end - token)):
-                    at = ((token + i) * outer + block * ROWS) * 4
-                    finish(out + i * 64, bias, residual, y, at, block * ROWS, count)
+                    place = ((token + i) * outer + at) * 4
+                    finish(out + i * 128, bias, residual, y, place, at, lower)
+                    if upper > 0:
+                        finish(out + i * 128 + 64, bias, residual, y, place + 64, at + ROWS, upper)
         chunk = claim(operands)
 
 
@@ -127,9 +144,7 @@ def multiply(tile, nbytes, planes, operands, thread, tokens, weight, bias, resid
 def linear(operands, thread, _threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     tokens, weight, bias = tensor(operands, FOR_LINEAR), tensor(operands, WEIGHT), tensor(operands, BIAS)
-    multiply(
-        tile, NBYTES, PLANE_COUNT, operands, thread, tokens, weight, bias, 0, tensor(operands, Y), rows, inner, outer
-    )
+    multiply(strip, NBYTES, operands, thread, tokens, weight, bias, 0, tensor(operands, Y), rows, inner, outer)
 
 
 @PerPacking
@@ -137,58 +152,54 @@ def linear_add(operands, thread, _threads):
     rows, inner, outer = dim(operands, ADD_M), dim(operands, ADD_K), dim(operands, ADD_N)
     tokens, weight, bias = tensor(operands, FOR_ADD), tensor(operands, ADD_WEIGHT), tensor(operands, ADD_BIAS)
     residual, y = tensor(operands, ADD_RESIDUAL), tensor(operands, ADD_Y)
-    multiply(tile, NBYTES, PLANE_COUNT, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer)
+    multiply(strip, NBYTES, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer)
 
 
 @PerPacking
 def gate_up_swiglu(operands, thread, _threads):
     rows, inner, outer = dim(operands, GATE_M), dim(operands, GATE_K), dim(operands, GATE_F)
-    tokens, y = tensor(operands, FOR_GATE), tensor(operands, GATED)
-    gate, up = tensor(operands, GATE), tensor(operands, UP)
-    groups, size, gates = inner // COLUMNS, token_bytes(inner, PLANE_COUNT), scratch(operands, thread)
-    ups = gates + TOKENS * 64
-    row_bytes, blocks = groups * NBYTES, (outer + ROWS - 1) // ROWS
-    some = blocks_per_chunk(rows, blocks, 2 * row_bytes)
-    block_chunks, token_chunks = (blocks + some - 1) // some, (rows + TOKEN_CHUNK - 1) // TOKEN_CHUNK
+    tokens, y, out = tensor(operands, FOR_GATE), tensor(operands, GATED), scratch(operands, thread)
+    gate, to_up, groups = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE), inner // COLUMNS
+    row_bytes, strips = groups * NBYTES, (outer + ROWS - 1) // ROWS
+    some = strips_per_chunk(rows, strips, 2 * row_bytes)
+    across = (strips + some - 1) // some
     chunk = claim(operands)
-    while chunk < block_chunks * token_chunks:
-        first, begin = chunk % block_chunks * some, chunk // block_chunks * TOKEN_CHUNK
+    while chunk < chunks_of(rows, strips, some):
+        first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
-        for block in range(first, min(first + some, blocks)):
+        for block in range(first, min(first + some, strips)):
             count = min(ROWS, outer - block * ROWS)
             for token in range(begin, end, TOKENS):
-                tile(gate + block * row_bytes, groups, tokens + token * size, end - token, size, gates)
-                tile(up + block * row_bytes, groups, tokens + token * size, end - token, size, ups)
+                strip(gate + block * row_bytes, to_up, groups, tokens, token, end, out)
                 for i in range(min(TOKENS, end - token)):
-                    at = ((token + i) * outer + block * ROWS) * 4
-                    store_up_to(y + at, gated(load(gates + i * 64), load(ups + i * 64)), count)
+                    place = y + ((token + i) * outer + block * ROWS) * 4
+                    store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
         chunk = claim(operands)
 
 
 @PerPacking
 def classifier_argmax(operands, thread, _threads):
     rows, inner, outer = dim(operands, TOP_M), dim(operands, TOP_K), dim(operands, TOP_N)
-    tokens, weight = tensor(operands, FOR_TOP), tensor(operands, TOP_WEIGHT)
-    groups, size, out = inner // COLUMNS, token_bytes(inner, PLANE_COUNT), scratch(operands, thread)
-    row_bytes, blocks = groups * NBYTES, (outer + ROWS - 1) // ROWS
+    tokens, weight, out = tensor(operands, FOR_TOP), tensor(operands, TOP_WEIGHT), scratch(operands, thread)
+    groups = inner // COLUMNS
+    row_bytes, strips = groups * NBYTES, (outer + STRIP - 1) // STRIP
     slots = scratch(operands, 0) + SHARED
-    most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))
-    some = max(
-        blocks_per_chunk(1, blocks, row_bytes), (blocks + most_chunks - 1) // most_chunks
-    )  # so many that the slots fit
-    chunks = (blocks + some - 1) // some if rows else 0
+    most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))  # so many that the slots fit
+    some = max(strips_per_chunk(1, strips, 2 * row_bytes), (strips + most_chunks - 1) // most_chunks)
+    chunks = (strips + some - 1) // some if rows else 0
     chunk = claim(operands)
     while chunk < chunks:
         mine = slots + chunk * rows * 8
         for token in range(rows):
             store_f32(mine + token * 8, np.float32(-np.inf))
-            store_i32(mine + token * 8 + 4, chunk * some * ROWS)
-        for block in range(chunk * some, min((chunk + 1) * some, blocks)):
-            count = min(ROWS, outer - block * ROWS)
+            store_i32(mine + token * 8 + 4, chunk * some * STRIP)
+        for at in range(chunk * some * STRIP, min((chunk + 1) * some * STRIP, outer), STRIP):
+            lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
+            to_next = row_bytes if upper > 0 else 0
             for token in range(0, rows, TOKENS):
-                tile(weight + block * row_bytes, groups, tokens + token * size, rows - token, size, out)
+                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, out)
                 for i in range(min(TOKENS, rows - token)):
-                    note_best(out + i * 64, block * ROWS, count, mine + (token + i) * 8)
+                    note_best(out + i * 128, at, lower + max(0, upper), mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
         chunk = claim(operands)

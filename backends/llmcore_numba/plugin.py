@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
-from llmcore_numba.packing import PACKINGS, PLANES
+from llmcore_numba.packing import OUTLIER, PACKINGS
 
 PLAIN = {
     "rms_norm": "rms_norm",
@@ -70,7 +70,7 @@ def _integer(op: str, name: str) -> KernelInfo:
 def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
     weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
-    integer = [_integer(op, name) for op in PLANES for name in PACKINGS]
+    integer = [_integer(op, name) for op in OUTLIER for name in PACKINGS]
     cache = [_native(op, f"attention:{op}", group="kv") for op in CACHE]
     return (*plain, *integer, *weighted, *cache)
 

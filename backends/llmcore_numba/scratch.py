@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
-from llmcore_numba.packing import PLANES
+from llmcore_numba.packing import COLUMNS, PANEL, RECORD
 
 SHARED_BYTES = 256 << 10
 SHARED = SCRATCH_BYTES - SHARED_BYTES
@@ -43,4 +43,5 @@ def head_fits(node: NodeView) -> str | None:
 
 def quantized_tokens(node: NodeView) -> int:
     """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
-    return node.dims["M"] * node.dims["K"] * (4 * PLANES[node.op] + 1) // 4
+    tokens = node.dims["M"]
+    return (1 if tokens == 1 else -(-tokens // PANEL) * PANEL) * node.dims["K"] // COLUMNS * RECORD
