@@ -1,7 +1,8 @@
 """Fused ops: compositions that a backend may offer as one kernel.
 
 Each is written as its decomposition, which is at once its meaning, its reference in tests and the pattern that the
-fusion pass looks for. Where no backend offers one, the graph keeps the parts.
+fusion pass looks for. Where no backend offers one, the graph keeps the parts. Where two want the same part, the one
+that is declared first gets it: a residual is best added where the other term is made.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 
 @fused(
+    inputs=["x: act[M, K]", "residual: act[M, N]"],
+    weights=["weight: any[N, K]", "bias?: f32[N]"],
+    outputs=["y: act[M, N]"],
+    inplace={"y": ("residual",)},
+    cases=lambda: linear_cases("M", "K", "N"),
+)
+def linear_add(g: Builder, x: Any, residual: Any, weight: Any, bias: Any = None) -> Any:
+    """A linear layer whose result is added to the residual."""
+    return g.op("add", a=residual, b=g.op("linear", x=x, weight=weight, bias=bias))
+
+
+@fused(
     inputs=["a: act[M, D]", "b: act[M, D]"],
     weights=["weight: f32[C]"],
     outputs=["total: act[M, D]", "y: act[M, D]"],
@@ -31,18 +44,6 @@ def add_rms_norm(g: Builder, a: Any, b: Any, weight: Any, *, eps: float) -> Any:
     """The residual sum and its norm: one pass over the hidden state in place of two."""
     total = g.op("add", a=a, b=b)
     return total, g.op("rms_norm", x=total, weight=weight, eps=eps)
-
-
-@fused(
-    inputs=["x: act[M, K]", "residual: act[M, N]"],
-    weights=["weight: any[N, K]", "bias?: f32[N]"],
-    outputs=["y: act[M, N]"],
-    inplace={"y": ("residual",)},
-    cases=lambda: linear_cases("M", "K", "N"),
-)
-def linear_add(g: Builder, x: Any, residual: Any, weight: Any, bias: Any = None) -> Any:
-    """A linear layer whose result is added to the residual."""
-    return g.op("add", a=residual, b=g.op("linear", x=x, weight=weight, bias=bias))
 
 
 @fused(
