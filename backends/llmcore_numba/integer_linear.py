@@ -29,7 +29,7 @@ from llmcore_numba.integer import integer_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS, OUTLIER, PACKINGS, PANEL, ROWS
+from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, ROWS
 from llmcore_numba.quantize import token_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.weights import store_up_to
@@ -66,7 +66,7 @@ class PerPacking:
 
     def __getattr__(self, name: str) -> NativeFunction:
         packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
-        if packing is None or self.template.__name__ not in OUTLIER:
+        if packing is None:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
         few, many = (integer_tile(packing, tokens, BLOCKS, PANEL) for tokens in (FEW, TOKENS))
         tiles = {"one_token": integer_tile(packing, 1, 1, 1), "few_tokens": few, "many_tokens": many}
@@ -117,26 +117,32 @@ def chunks_of(tokens, strips, some):
 
 
 @inlined
+def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, out):
+    """Rows ``at`` … of ``y = residual + x @ weight.T + bias``, up to 32, for tokens ``begin`` … ``end`` - 1."""
+    row_bytes = inner // COLUMNS * nbytes
+    lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
+    to_next = row_bytes if upper > 0 else 0
+    for token in range(begin, end, TOKENS):
+        strip(weight + at // ROWS * row_bytes, to_next, inner // COLUMNS, tokens, token, end, out)
+        for i in range(min(TOKENS, end - token)):
+            place = ((token + i) * outer + at) * 4
+            finish(out + i * 128, bias, residual, y, place, at, lower)
+            if upper > 0:
+                finish(out + i * 128 + 64, bias, residual, y, place + 64, at + ROWS, upper)
+
+
+@inlined
 def multiply(strip, nbytes, operands, thread, tokens, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized ``tokens``; ``bias`` and ``residual`` may be 0."""
-    groups, out = inner // COLUMNS, scratch(operands, thread)
-    row_bytes, strips = groups * nbytes, (outer + STRIP - 1) // STRIP
-    some = strips_per_chunk(rows, strips, 2 * row_bytes)
+    out, strips = scratch(operands, thread), (outer + STRIP - 1) // STRIP
+    some = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * nbytes)
     across = (strips + some - 1) // some
     chunk = claim(operands)
     while chunk < chunks_of(rows, strips, some):
         first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
         for at in range(first * STRIP, min((first + some) * STRIP, outer), STRIP):
-            lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
-            to_next = row_bytes if upper > 0 else 0
-            for token in range(begin, end, TOKENS):
-                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, end, out)
-                for i in range(min(TOKENS, end - token)):
-                    place = ((token + i) * outer + at) * 4
-                    finish(out + i * 128, bias, residual, y, place, at, lower)
-                    if upper > 0:
-                        finish(out + i * 128 + 64, bias, residual, y, place + 64, at + ROWS, upper)
+            multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, out)
         chunk = claim(operands)
 
 

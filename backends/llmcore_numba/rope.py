@@ -44,26 +44,31 @@ def rotate_halves(x, y, cos, sin, pairs):
     rotate_pairs(x, y, cos, sin, whole, pairs, second, 4)
 
 
+@inlined
+def rotate_heads(x, y, cos, sin, width, head_dim, pairs, interleaved):
+    """Turns all heads of one token; ``cos`` and ``sin`` are those of its position."""
+    rest = head_dim - 2 * pairs
+    head = 0
+    while head < width * 4:
+        if interleaved:
+            rotate_neighbours(x + head, y + head, cos, sin, pairs)
+        else:
+            rotate_halves(x + head, y + head, cos, sin, pairs)
+        if rest and x != y:
+            copy(x + head + 8 * pairs, y + head + 8 * pairs, rest)
+        head += head_dim * 4
+
+
 @native_kernel
 def rope(operands, _thread, _threads):
     tokens, width, pairs = dim(operands, T), dim(operands, D), dim(operands, F)
     x, positions, y = tensor(operands, X), tensor(operands, POSITIONS), tensor(operands, Y)
     cos, sin = tensor(operands, COS), tensor(operands, SIN)
     head_dim, interleaved = i64_attr(operands, HEAD_DIM), i64_attr(operands, INTERLEAVED)
-    rest = head_dim - 2 * pairs
     chunk = max(1, CHUNK // width)
     first = claim(operands) * chunk
     while first < tokens:
         for token in range(first, min(first + chunk, tokens)):
-            angle = load_i32(positions + token * 4) * pairs * 4
-            head = token * width
-            while head < (token + 1) * width:
-                if interleaved:
-                    rotate_neighbours(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs)
-                else:
-                    rotate_halves(x + head * 4, y + head * 4, cos + angle, sin + angle, pairs)
-                if rest and x != y:
-                    after = (head + 2 * pairs) * 4
-                    copy(x + after, y + after, rest)
-                head += head_dim
+            angle, at = load_i32(positions + token * 4) * pairs * 4, token * width * 4
+            rotate_heads(x + at, y + at, cos + angle, sin + angle, width, head_dim, pairs, interleaved)
         first = claim(operands) * chunk
