@@ -7,6 +7,7 @@ listing every plugin imports neither torch nor numba nor triton.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +46,7 @@ class KernelInfo:
             operand.
         exact: whether activations stay float32 inside; ``compute=exact`` takes no others.
         group: kernels of one group bind together from one backend (``"kv"``: ``kv_write`` and ``attention``).
+        kv_dtypes: of a kernel in group ``kv``: the element types of the cache that it works on.
     """
 
     op: str
@@ -62,6 +64,7 @@ class KernelInfo:
     workspace: str = ""
     exact: bool = True
     group: str = ""
+    kv_dtypes: tuple[str, ...] = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class BackendInfo:
         name: what ``backend=`` takes.
         summary: one line for ``llmcore plugins``.
         kernels: what it offers; an op may appear more than once (formats, dtypes), the first that fits is taken.
-        kv_layout: import string of the :class:`llmcore.cache.layout.KVLayout` that its ``kv`` group reads and writes.
+        kv_layouts: element type of the cache → import string of the :class:`llmcore.cache.layout.KVLayout` of the pages
+            that its ``kv`` group reads and writes.
         requires: import names that must be installed for it to run.
         ready: import string of ``f() -> str | None``: why the backend cannot run on this machine, or None.
         prepare: import string of ``f(threads: int) -> None``, called before the first of its kernels is bound.
@@ -81,7 +85,7 @@ class BackendInfo:
     name: str
     summary: str
     kernels: tuple[KernelInfo, ...]
-    kv_layout: str = ""
+    kv_layouts: Mapping[str, str] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
     ready: str = ""
     prepare: str = ""

@@ -94,9 +94,10 @@ class LLM:
         chosen = lookup(model) if isinstance(model, str) else model
         self.model = chosen.ref
         self.threads = usable_threads(threads)
+        settings = engine or EngineSettings()
         registry = Registry(
             plugins(),
-            Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads),
+            Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads, settings.kv_dtype),
         )
         self.path = fetch(chosen.ref, FetchOptions(cache_dir, chosen.sha256 or "", progress=progress))
         self.checkpoint = open_checkpoint(self.path)
@@ -111,7 +112,6 @@ class LLM:
             raise
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         self.checkpoint.forget_vocabulary()
-        settings = engine or EngineSettings()
         sizes = settings.sizes(self.spec)
         self.runner = make_runner(
             self.checkpoint,
@@ -134,7 +134,8 @@ class LLM:
         order: Sequence[str] = config.backend.order
         if config.backend.name == "auto":
             order = [name for name in order if name in plugins().backends or name not in AUTO]
-        engine = vars(config.engine) | {"buckets": tuple(config.engine.buckets)}
+        chosen = {"buckets": tuple(config.engine.buckets), "kv_dtype": str(config.engine.kv_dtype)}
+        engine = vars(config.engine) | chosen
         return cls(
             config.model,
             backend=order,

@@ -1,13 +1,19 @@
-"""kv_write and attention over the pages of :mod:`llmcore_numba.kv_layout`.
+"""attention over the pages of :mod:`llmcore_numba.kv_layout`.
 
 Attention is one pass over the keys with a running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao et
-al. 2022, arXiv:2205.14135): spans of up to 64 positions, always the same ones, so that a query's result does not depend
-on how a prompt was divided or on who shares the batch.
+al. 2022, arXiv:2205.14135), in spans of 64 positions. Every 256 positions are a part that is summed by itself, and the
+parts are merged in order. Spans and parts are always the same ones, so that a query's result does not depend on how a
+prompt was divided, on who shares the batch, or on whether the parts of a long sequence went to several threads.
 
-A chunk of work is up to 48 query rows of one sequence that read one key head; a query row is one head of one token.
+A query row is one head of one token. A chunk of work is up to 48 query rows of one sequence that read one key head, or
+one part of what a sequence's single new token reads of it.
+
+What is summed of a row is a *record*: the sum of weights in 16 lanes, the largest score, the weighted sum of values.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,194 +21,230 @@ from llmcore.native.abi import (
     claim,
     dim,
     f64_attr,
+    fetch_add,
     i64_attr,
     inlined,
     load_f32,
     load_i32,
     load_i64,
-    native_kernel,
     scratch,
     store_f32,
-    store_i64,
     tensor,
 )
 from llmcore.native.exponential import exp
 from llmcore.native.vector import (
+    any_above,
     first_or,
+    fma,
     larger,
     largest,
     load,
-    load_first,
     splat,
     store,
     store_first,
     total,
     zeros,
 )
-from llmcore_numba.operands import operands_of
-from llmcore_numba.tile import outer, outer_runs
+from llmcore_numba.kv_pages import Head, PerKVType, blocks_in, blocks_of, find_blocks, gather, padded, position_of
+from llmcore_numba.kv_tile import BLOCKS, ENTRY, IN_USE, POSITION
+from llmcore_numba.kv_types import UNIT
+from llmcore_numba.operands import operands_of, workspace_of
+from llmcore_numba.scratch import PART_BLOCKS, RECORD_HEAD, ROWS
 
-WRITE_K, WRITE_V, SLOTS, WRITE_KV, WRITE_T, WRITE_G, WRITE_HEAD_DIM, WRITE_PAGE_SIZE = operands_of("kv_write")
 Q, STARTS, LENS, KV_LENS, TABLES, KV, Y, _T, D, S, B, HEAD_DIM, KV_HEADS, PAGE_SIZE, SCALE = operands_of("attention")
+PARTIAL = workspace_of("attention")
 
-ROWS = 48  # query rows of a chunk
-BLOCKS = 4  # of 16 positions in a span
-SPAN = 16 * BLOCKS
+SCORES = 16 * BLOCKS * 4  # bytes of a row's scores in a span
+HIGHEST = 64  # where a record has the largest score
 NOTHING = np.float32(-np.inf)
 
 
-@inlined
-def padded(size):
-    return (size + 15) & ~15
+ELEMENTS = None  # each kernel's own
 
 
-@native_kernel
-def kv_write(operands, _thread, _threads):
-    tokens, width = dim(operands, WRITE_T), dim(operands, WRITE_G)
-    k, v, slots = tensor(operands, WRITE_K), tensor(operands, WRITE_V), tensor(operands, SLOTS)
-    kv, head_dim = tensor(operands, WRITE_KV), i64_attr(operands, WRITE_HEAD_DIM)
-    page_size = i64_attr(operands, WRITE_PAGE_SIZE)
-    pitch = padded(head_dim)
-    half = padded(page_size) * pitch  # floats of one head's keys in a page
-    whole = head_dim & ~15
-    token = claim(operands)
-    while token < tokens:
-        slot = load_i32(slots + token * 4)
-        page, at = slot // page_size, slot % page_size
-        for head in range(width // head_dim):
-            source = (token * width + head * head_dim) * 4
-            keys = kv + (page * (width // head_dim) + head) * 2 * half * 4
-            lane = keys + (at // 16 * 16 * pitch + at % 16) * 4
-            for i in range(head_dim):
-                store_f32(lane + i * 64, load_f32(k + source + i * 4))
-            values = keys + (half + at * pitch) * 4
-            for i in range(0, whole, 16):
-                store(values + i * 4, load(v + source + i * 4))
-            if whole < head_dim:
-                store(values + whole * 4, load_first(v + source + whole * 4, head_dim - whole))
-        token = claim(operands)
+class Rows(NamedTuple):
+    """Query rows ``first`` … of one sequence and key head: row / ``group`` is the token, the rest the query head.
 
-
-@inlined
-def find_blocks(blocks, first, kv, table, kv_heads, head, page_size, pitch, length):
-    """Describes the blocks of a span that begins with block ``first``, four words each.
-
-    Address of its keys, address of its values, its first position, and how many of its 16 positions there are below
-    ``length``: 0 for blocks beyond it.
+    Attributes:
+        q, y: the sequence's first new token, at the first query head that reads this key head; a token has ``width``
+            floats.
+        position: of that token.
     """
-    in_page = padded(page_size) // 16
-    half = padded(page_size) * pitch * 4  # bytes of one head's keys in a page
-    for block in range(first, first + BLOCKS):
-        page, part = block // in_page, block % in_page
-        position = page * page_size + part * 16
-        count = max(0, min(16, page_size - part * 16, length - position))
-        keys = kv + part * pitch * 64
-        if count > 0:  # only then is there a page
-            keys += (load_i32(table + page * 4) * kv_heads + head) * 2 * half
-        at = blocks + (block - first) * 32
-        store_i64(at, keys)
-        store_i64(at + 8, keys + half)
-        store_i64(at + 16, position)
-        store_i64(at + 24, count)
+
+    q: int
+    y: int
+    first: int
+    count: int
+    group: int
+    width: int
+    position: int
+    head_dim: int
 
 
 @inlined
-def soften(blocks, count, scores, limit, state, out, pitch):
+def record_bytes(head_dim):
+    return RECORD_HEAD + padded(head_dim) * 4
+
+
+@inlined
+def seen_by(rows, r):
+    """How many positions row ``r`` of ``rows`` sees."""
+    return rows.position + (rows.first + r) // rows.group + 1
+
+
+@inlined
+def soften(entries, count, scores, limit, record, pitch):
     """Turns one row's scores of a span into weights, and rescales what was summed before.
 
     Args:
-        blocks: the span, see :func:`find_blocks`; ``count`` of its blocks have positions.
+        entries: the span, see :func:`find_blocks`; ``count`` of its blocks have positions.
         scores: 64 floats.
         limit: positions that the row sees; those from there on weigh nothing.
-        state: 32 floats: the running sum in 16 lanes, then the running maximum.
-        out: the running weighted sum of values, ``pitch`` floats.
     """
     nothing = splat(NOTHING)
+    if limit <= load_i64(entries + POSITION):  # nothing of it
+        for block in range(count):
+            store(scores + block * 64, zeros())
+        return
     high = nothing
     for block in range(count):
-        seen = min(load_i64(blocks + block * 32 + 24), limit - load_i64(blocks + block * 32 + 16))
+        entry = entries + block * ENTRY
+        seen = min(load_i64(entry + IN_USE), limit - load_i64(entry + POSITION))
         if seen < 16:
             store(scores + block * 64, first_or(load(scores + block * 64), seen, nothing))
         high = larger(high, load(scores + block * 64))
-    before = load_f32(state + 64)
-    now = max(before, largest(high))
-    sums = load(state)
-    if now > before:  # the factor would be exactly 1 otherwise
-        factor = exp(splat(before - now))
+    highest = load_f32(record + HIGHEST)
+    sums = load(record)
+    if any_above(high, splat(highest)):  # the factor would be exactly 1 otherwise
+        now = largest(high)
+        factor = exp(splat(highest - now))
         sums = sums * factor
-        for i in range(0, pitch, 16):
-            store(out + i * 4, load(out + i * 4) * factor)
-        store_f32(state + 64, now)
+        for i in range(RECORD_HEAD, RECORD_HEAD + pitch * 4, 64):
+            store(record + i, load(record + i) * factor)
+        store_f32(record + HIGHEST, now)
+        highest = now
     for block in range(count):
-        weights = exp(load(scores + block * 64) - splat(now))
+        weights = exp(load(scores + block * 64) - splat(highest))
         store(scores + block * 64, weights)
         sums = sums + weights
-    store(state, sums)
+    store(record, sums)
 
 
 @inlined
-def begin(queries, out, states, q, rows, row, group, width, head_dim, pitch, scale):
-    """Gathers the scaled query rows ``row`` … and clears their results."""
-    whole = head_dim & ~15
-    factor = splat(scale)
-    for r in range(rows):
-        source = q + ((row + r) // group * width + (row + r) % group * head_dim) * 4
-        for i in range(0, whole, 16):
-            store(queries + (r * pitch + i) * 4, load(source + i * 4) * factor)
-        if whole < head_dim:
-            store(queries + (r * pitch + whole) * 4, load_first(source + whole * 4, head_dim - whole) * factor)
-        for i in range(0, pitch, 16):
-            store(out + (r * pitch + i) * 4, zeros())
-        store(states + r * 128, zeros())
-        store_f32(states + r * 128 + 64, NOTHING)
+def clear(rows, records):
+    size = record_bytes(rows.head_dim)
+    for r in range(rows.count):
+        for i in range(0, size, 64):
+            store(records + r * size + i, zeros())
+        store_f32(records + r * size + HIGHEST, NOTHING)
 
 
 @inlined
-def end(out, states, y, rows, row, group, width, head_dim, pitch):
-    """Divides each row's sum of values by its sum of weights, and writes it."""
-    whole = head_dim & ~15
-    for r in range(rows):
-        target = y + ((row + r) // group * width + (row + r) % group * head_dim) * 4
-        weight = splat(total(load(states + r * 128)))
-        for i in range(0, whole, 16):
-            store(target + i * 4, load(out + (r * pitch + i) * 4) / weight)
-        if whole < head_dim:
-            store_first(target + whole * 4, load(out + (r * pitch + whole) * 4) / weight, head_dim - whole)
+def merge(record, other, size):
+    """Adds a record of later positions to one of earlier ones."""
+    before, now = load_f32(record + HIGHEST), load_f32(other + HIGHEST)
+    if now > before:
+        factor = exp(splat(before - now))
+        store_f32(record + HIGHEST, now)
+        store(record, fma(load(record), factor, load(other)))
+        for i in range(RECORD_HEAD, size, 64):
+            store(record + i, fma(load(record + i), factor, load(other + i)))
+    else:
+        factor = exp(splat(now - before))
+        store(record, fma(load(other), factor, load(record)))
+        for i in range(RECORD_HEAD, size, 64):
+            store(record + i, fma(load(other + i), factor, load(record + i)))
 
 
 @inlined
-def attend(work, q, y, kv, table, rows, row, group, width, position, head, kv_heads, head_dim, page_size, scale):
-    """``rows`` query rows of one sequence and key head, from its query row ``row`` on.
-
-    Args:
-        q, y: the sequence's first token, at the first query head that reads this key head; ``width`` floats a token.
-        table: the sequence's pages.
-        row: token * ``group`` + member, where ``group`` query heads share a key head.
-        position: of the sequence's first new token.
-    """
-    pitch = padded(head_dim)
-    queries, out = work, work + ROWS * pitch * 4
-    scores = out + ROWS * pitch * 4
-    states = scores + ROWS * SPAN * 4
-    blocks = states + ROWS * 128
-    begin(queries, out, states, q, rows, row, group, width, head_dim, pitch, scale)
-    length = position + (row + rows - 1) // group + 1  # positions that the last of these rows sees
-    last = (length - 1) // page_size * (padded(page_size) // 16) + (length - 1) % page_size // 16
-    for first in range(0, last + 1, BLOCKS):
-        find_blocks(blocks, first, kv, table, kv_heads, head, page_size, pitch, length)
-        count = min(BLOCKS, last + 1 - first)
-        for block in range(count):
-            keys = load_i64(blocks + block * 32)
-            outer(rows, queries, pitch * 4, keys, 64, head_dim, scores + block * 64, SPAN * 4)
-        for r in range(rows):
-            limit = position + (row + r) // group + 1
-            soften(blocks, count, scores + r * SPAN * 4, limit, states + r * 128, out + r * pitch * 4, pitch)
-        for i in range(0, pitch * 4, 64):
-            outer_runs(rows, scores, SPAN * 4, blocks + 8, count, i, pitch * 4, out + i, pitch * 4)
-    end(out, states, y, rows, row, group, width, head_dim, pitch)
+def finish(record, y, head_dim):
+    """Divides the weighted sum of values by the sum of weights, and writes it."""
+    whole, out = head_dim & ~15, record + RECORD_HEAD
+    weight = splat(total(load(record)))
+    for i in range(0, whole, 16):
+        store(y + i * 4, load(out + i * 4) / weight)
+    if whole < head_dim:
+        store_first(y + whole * 4, load(out + whole * 4) / weight, head_dim - whole)
 
 
-@native_kernel
+@inlined
+def place_of(rows, r):
+    """Bytes from the sequence's first new token to row ``r`` of ``rows``, in the queries and in the output."""
+    row = rows.first + r
+    return (row // rows.group * rows.width + row % rows.group * rows.head_dim) * 4
+
+
+@inlined
+def gather_queries(rows, queries, scale):
+    for r in range(rows.count):
+        gather(rows.q + place_of(rows, r), queries + r * padded(rows.head_dim) * 4, rows.head_dim, scale)
+
+
+@inlined
+def parts_of(length, page_size):
+    """Parts of a sequence."""
+    return (blocks_of(length, page_size) + PART_BLOCKS - 1) // PART_BLOCKS
+
+
+@inlined
+def divided_into(new, length, group, page_size):
+    """How many chunks the rows of a sequence and key head are divided into by position: a single token's alone."""
+    return parts_of(length, page_size) if new == 1 and group <= ROWS else 1
+
+
+@inlined
+def attend(elements, head, rows, scale, records, first, stop, work):
+    """Sums what ``rows`` see of the parts ``first`` … ``stop`` - 1, each row in its record."""
+    pitch, size, units = padded(rows.head_dim), record_bytes(rows.head_dim), (rows.head_dim + UNIT - 1) // UNIT
+    queries, scores = work, work + ROWS * pitch * 4
+    entries, later = scores + ROWS * SCORES, scores + ROWS * SCORES + BLOCKS * ENTRY
+    gather_queries(rows, queries, scale)
+    length = seen_by(rows, rows.count - 1)
+    end = min(stop * PART_BLOCKS, blocks_of(length, head.page_size))
+    target = records
+    clear(rows, target)
+    for span in range(first * PART_BLOCKS, end, BLOCKS):
+        count = min(BLOCKS, end - span)
+        find_blocks(entries, span, head, length)
+        elements.times_keys(rows.count, queries, pitch * 4, entries, count, units, scores, SCORES)
+        for r in range(rows.count):
+            soften(entries, count, scores + r * SCORES, seen_by(rows, r), target + r * size, pitch)
+        elements.times_values(rows.count, scores, SCORES, entries, count, pitch, target + RECORD_HEAD, size)
+        if (span + BLOCKS) % PART_BLOCKS == 0 or span + BLOCKS >= end:  # the end of a part
+            if target != records:
+                for r in range(rows.count):
+                    if position_of(span & -PART_BLOCKS, head.page_size) < seen_by(rows, r):
+                        merge(records + r * size, later + r * size, size)
+            target = later
+            clear(rows, target)
+
+
+@inlined
+def divided(lens, kv_lens, sequences, kv_heads, group, page_size):
+    """Chunks of all sequences that are divided by position."""
+    chunks = 0
+    for sequence in range(sequences):
+        parts = divided_into(load_i32(lens + sequence * 4), load_i32(kv_lens + sequence * 4), group, page_size)
+        if parts > 1:
+            chunks += parts * kv_heads
+    return chunks
+
+
+@inlined
+def join(records, lens, kv_lens, starts, y, sequences, kv_heads, group, width, head_dim, page_size, most_parts):
+    """Merges the parts of every sequence that was divided, and writes its rows."""
+    size = record_bytes(head_dim)
+    for sequence in range(sequences):
+        parts = divided_into(load_i32(lens + sequence * 4), load_i32(kv_lens + sequence * 4), group, page_size)
+        if parts > 1:
+            for row in range(kv_heads * group):
+                first = records + ((sequence * kv_heads + row // group) * most_parts * group + row % group) * size
+                for part in range(1, parts):
+                    merge(first, first + part * group * size, size)
+                finish(first, y + (load_i32(starts + sequence * 4) * width + row * head_dim) * 4, head_dim)
+
+
+@PerKVType
 def attention(operands, thread, _threads):
     width, sequences, table_width = dim(operands, D), dim(operands, S), dim(operands, B)
     q, kv, y, tables = tensor(operands, Q), tensor(operands, KV), tensor(operands, Y), tensor(operands, TABLES)
@@ -210,37 +252,49 @@ def attention(operands, thread, _threads):
     head_dim, kv_heads = i64_attr(operands, HEAD_DIM), i64_attr(operands, KV_HEADS)
     page_size, scale = i64_attr(operands, PAGE_SIZE), np.float32(f64_attr(operands, SCALE))
     group = width // head_dim // kv_heads
-    work = scratch(operands, thread)
+    work, partial = scratch(operands, thread), tensor(operands, PARTIAL)
+    block, size = padded(head_dim) * ELEMENTS.column_bytes, record_bytes(head_dim)
+    half = blocks_in(page_size) * block
+    most_parts = (table_width * blocks_in(page_size) + PART_BLOCKS - 1) // PART_BLOCKS
+    shared = divided(lens, kv_lens, sequences, kv_heads, group, page_size)
     sequence, before = 0, 0  # chunks of all sequences before this one
     chunk = claim(operands)
     while sequence < sequences:
-        count = load_i32(lens + sequence * 4) * group  # query rows to a key head
-        pieces = (count + ROWS - 1) // ROWS
-        if chunk >= before + pieces * kv_heads:
-            before += pieces * kv_heads
+        new, length = load_i32(lens + sequence * 4), load_i32(kv_lens + sequence * 4)
+        pieces, parts = (new * group + ROWS - 1) // ROWS, divided_into(new, length, group, page_size)
+        if chunk >= before + pieces * parts * kv_heads:
+            before += pieces * parts * kv_heads
             sequence += 1
             continue
-        piece, head = pieces - 1 - (chunk - before) // kv_heads, (chunk - before) % kv_heads  # the longest first
-        at = (load_i32(starts + sequence * 4) * width + head * group * head_dim) * 4
-        position = load_i32(kv_lens + sequence * 4) - load_i32(lens + sequence * 4)
+        index, member = (chunk - before) // kv_heads, (chunk - before) % kv_heads
+        at = (load_i32(starts + sequence * 4) * width + member * group * head_dim) * 4
         table = tables + sequence * table_width * 4
-        row = piece * ROWS
-        rows = min(ROWS, count - row)
-        attend(
-            work,
-            q + at,
-            y + at,
-            kv,
-            table,
-            rows,
-            row,
-            group,
-            width,
-            position,
-            head,
-            kv_heads,
-            head_dim,
-            page_size,
-            scale,
-        )
+        head = Head(kv + member * 2 * half, 2 * half * kv_heads, half, table, page_size, block)
+        first = 0 if parts > 1 else (pieces - 1 - index) * ROWS  # the longest first
+        rows = Rows(q + at, y + at, first, min(ROWS, new * group - first), group, width, length - new, head_dim)
+        if parts > 1:
+            begin, end = index, index + 1
+            records = partial + ((sequence * kv_heads + member) * most_parts + index) * group * size
+        else:
+            begin, end, records = 0, parts_of(seen_by(rows, rows.count - 1), page_size), work
+        attend(ELEMENTS, head, rows, scale, records, begin, end, work + ROWS * size)
+        if parts > 1:
+            if fetch_add(load_i64(operands) + 8, 1) == shared - 1:  # this was the last of them to be done
+                join(
+                    partial,
+                    lens,
+                    kv_lens,
+                    starts,
+                    y,
+                    sequences,
+                    kv_heads,
+                    group,
+                    width,
+                    head_dim,
+                    page_size,
+                    most_parts,
+                )
+        else:
+            for r in range(rows.count):
+                finish(records + r * size, rows.y + place_of(rows, r), head_dim)
         chunk = claim(operands)

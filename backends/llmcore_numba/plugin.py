@@ -31,7 +31,13 @@ PER_FORMAT = {
 """Ops with one kernel for every weight format."""
 
 CACHE = ("kv_write", "attention")
-"""Ops that share the layout of the cache."""
+"""Ops that share the layout of the cache, each in a file of its own."""
+
+KV_LAYOUTS = {
+    "float32": "llmcore_numba.kv_layout:FLOAT32",
+    "bfloat16": "llmcore_numba.kv_layout:BFLOAT16",
+    "int8": "llmcore_numba.kv_layout:INT8",
+}
 
 LIMITS = {
     "linear": "row_fits",
@@ -45,9 +51,25 @@ LIMITS = {
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def _native(op: str, target: str, formats: tuple[str, ...] = (), group: str = "") -> KernelInfo:
-    supported = f"llmcore_numba.scratch:{LIMITS[op]}" if op in LIMITS else ""
-    return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, supported=supported, group=group)
+def _supported(op: str) -> str:
+    return f"llmcore_numba.scratch:{LIMITS[op]}" if op in LIMITS else ""
+
+
+def _native(op: str, target: str, formats: tuple[str, ...] = ()) -> KernelInfo:
+    return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, supported=_supported(op))
+
+
+def _cached(op: str, kv_dtype: str) -> KernelInfo:
+    """``op`` over pages of one element type."""
+    return KernelInfo(
+        op,
+        f"llmcore_numba.{op}:{op}.{kv_dtype}",
+        abi="native",
+        supported=_supported(op),
+        workspace="llmcore_numba.scratch:partial_records" if op == "attention" else "",
+        group="kv",
+        kv_dtypes=(kv_dtype,),
+    )
 
 
 def _integer(op: str, name: str) -> KernelInfo:
@@ -71,7 +93,7 @@ def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
     weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
     integer = [_integer(op, name) for op in OUTLIER for name in PACKINGS]
-    cache = [_native(op, f"attention:{op}", group="kv") for op in CACHE]
+    cache = [_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS]
     return (*plain, *integer, *weighted, *cache)
 
 
@@ -79,4 +101,4 @@ def _kernels() -> tuple[KernelInfo, ...]:
 def llmcore_backends() -> list[BackendInfo]:
     """The one backend of this package."""
     summary = "CPU: native kernels compiled by Numba, on a pool of threads"
-    return [BackendInfo("numba", summary, _kernels(), kv_layout="llmcore_numba.kv_layout:LAYOUT", requires=("numba",))]
+    return [BackendInfo("numba", summary, _kernels(), kv_layouts=KV_LAYOUTS, requires=("numba",))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
+from llmcore_numba.kv_layout import BLOCK, padded
 from llmcore_numba.packing import COLUMNS, PANEL, RECORD
 
 SHARED_BYTES = 256 << 10
@@ -15,7 +16,11 @@ FOR_ROWS = SHARED - (64 << 10)
 
 LONGEST_ROW = FOR_ROWS // 8 & ~15  # in float32; gate_up_swiglu unpacks two at a time
 MOST_TOKENS = SHARED_BYTES // 8  # of classifier_argmax: a value and an index for each, at least
-WIDEST_HEAD = 2048  # attention keeps 48 queries and as many results
+
+ROWS = 48  # query rows of a chunk of attention
+PART_BLOCKS = 16  # of 16 positions that attention sums by themselves
+RECORD_HEAD = 128  # bytes before the values of a record
+WIDEST_HEAD = 1024  # attention keeps 48 queries and twice as many records
 
 
 def row_fits(node: NodeView) -> str | None:
@@ -45,3 +50,10 @@ def quantized_tokens(node: NodeView) -> int:
     """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
     tokens = node.dims["M"]
     return (1 if tokens == 1 else -(-tokens // PANEL) * PANEL) * node.dims["K"] // COLUMNS * RECORD
+
+
+def partial_records(node: NodeView) -> int:
+    """Bytes of workspace for ``attention``: a record for each head and part of every sequence."""
+    heads, page_size = node.dims["D"] // node.attrs["head_dim"], node.attrs["page_size"]
+    parts = -(-node.dims["B"] * -(-page_size // BLOCK) // PART_BLOCKS)
+    return node.dims["S"] * heads * parts * (RECORD_HEAD + padded(node.attrs["head_dim"]) * 4)

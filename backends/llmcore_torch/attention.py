@@ -14,8 +14,8 @@ def kv_write(
     slots = slots.long()
     pages, offsets = slots // page_size, slots % page_size
     shape = (k.shape[0], k.shape[1] // head_dim, head_dim)
-    kv[pages, 0, offsets] = k.view(shape)
-    kv[pages, 1, offsets] = v.view(shape)
+    kv[pages, 0, offsets] = k.view(shape).to(kv.dtype)
+    kv[pages, 1, offsets] = v.view(shape).to(kv.dtype)
 
 
 def attention(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
 
 HALF = ("F16", "BF16")
+KV_LAYOUTS = {"float32": "llmcore_torch.layout:FLOAT32", "bfloat16": "llmcore_torch.layout:BFLOAT16"}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def _kernel(op: str, module: str, *, formats: tuple[str, ...] = (), dense: bool = False, group: str = "") -> KernelInfo:
+def _kernel(
+    op: str, module: str, *, formats: tuple[str, ...] = (), dense: bool = False, cached: bool = False
+) -> KernelInfo:
     """``dense``: weights are unpacked to float32, in one layout for all ops: a tied table is unpacked once."""
     return KernelInfo(
         op,
@@ -18,7 +21,8 @@ def _kernel(op: str, module: str, *, formats: tuple[str, ...] = (), dense: bool 
         pack="llmcore_torch.linear:dense" if dense else "",
         layout=("dense-f32", 1) if dense else None,
         keep=False,  # up to eight times the size of the file
-        group=group,
+        group="kv" if cached else "",
+        kv_dtypes=tuple(KV_LAYOUTS) if cached else ("float32",),
     )
 
 
@@ -29,8 +33,8 @@ KERNELS = (
     _kernel("linear", "linear", formats=(*HALF, *QUANTIZED), dense=True),
     _kernel("rms_norm", "rms_norm"),
     _kernel("rope", "rope"),
-    _kernel("kv_write", "attention", group="kv"),
-    _kernel("attention", "attention", group="kv"),
+    _kernel("kv_write", "attention", cached=True),
+    _kernel("attention", "attention", cached=True),
     *(_kernel(op, "elementwise") for op in ("add", "swiglu", "gather")),
     *(_kernel(op, "sampling") for op in ("argmax", "softmax", "top_k", "top_p", "min_p", "sample")),
 )
@@ -44,7 +48,7 @@ def llmcore_backends() -> list[BackendInfo]:
             "torch",
             "reference and universal fall-back: every op, exact float32",
             KERNELS,
-            kv_layout="llmcore_torch.layout:KV",
+            kv_layouts=KV_LAYOUTS,
             requires=("torch",),
             prepare="llmcore_torch.threads:use",
         )

@@ -60,6 +60,7 @@ def as_json(model: str, found: Explanation) -> dict[str, Any]:
         "tokens": values["tokens"],
         "nodes": values["rows"],
         "segments": [{"kind": kind, "nodes": count} for kind, count in found.segments],
+        "kv_cache": values["kv_cache"],
         "plan": {key: values[key] for key in ("arena_bytes", "lower_bound", "total_bytes", "reuse_factor")},
     }
 
@@ -68,6 +69,7 @@ def as_text(model: str, found: Explanation, full: bool) -> str:
     """An explanation as a table, one line for nodes that several layers run in the same way."""
     rows = [(row.op, row.path, row.backend, row.kernel, row.abi, row.reason) for row in found.rows]
     shown = rows if full else folded(found.rows)
+    cache = found.kv_cache
     segments = ", ".join(f"{count} {kind}" for kind, count in found.segments[:6])
     more = f" and {len(found.segments) - 6} more" if len(found.segments) > 6 else ""
     return "\n".join(
@@ -77,6 +79,8 @@ def as_text(model: str, found: Explanation, full: bool) -> str:
             table(("op", "node", "backend", "kernel", "abi", "reason"), shown),
             "",
             f"segments  {segments}{more}",
+            f"KV cache  {cache.dtype} ({cache.layout}): {number(cache.token_bytes)} bytes a token, "
+            f"{number(cache.pages)} pages of {cache.page_size} tokens",
             f"arena     {number(found.arena_bytes)} bytes; largest live set {number(found.lower_bound)}; "
             f"without sharing {number(found.total_bytes)}, so each byte is used {found.reuse_factor:.1f} times",
         ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmcore.config import own
 from llmcore.config.models import CUSTOM
-from llmcore.config.schema import MISSING, Compute, Config
+from llmcore.config.schema import MISSING, Compute, Config, KVDtype
 
 REFERENCE = re.compile(r"[\w./:@#=+-]+", re.ASCII)  # what stands for itself in a model reference
 OPTION = re.compile(r"[a-z]\w*", re.ASCII)
@@ -134,4 +134,6 @@ def _typed(annotation: str, value: Any) -> Any:
             return value
         case "Compute" if value in Compute.__members__:
             return Compute[value]
+        case "KVDtype" if value in KVDtype.__members__:
+            return KVDtype[value]
     raise _Undecided

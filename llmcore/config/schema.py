@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark of a value that must be given
@@ -19,6 +19,14 @@ class Compute(Enum):
 
     auto = "auto"
     exact = "exact"
+
+
+class KVDtype(StrEnum):
+    """The element type of the KV cache; int8 has a scale for every 8 elements."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 @dataclass
@@ -80,6 +88,7 @@ class EngineConfig:
         page_size: tokens of a KV page.
         kv_pages: pages of the KV cache.
         buckets: step sizes in tokens that get a program of their own.
+        kv_dtype: the element type of the KV cache.
     """
 
     max_context: int = 0
@@ -89,6 +98,7 @@ class EngineConfig:
     page_size: int = 16
     kv_pages: int = 0
     buckets: list[int] = field(default_factory=lambda: [1, 8, 64])
+    kv_dtype: KVDtype = KVDtype.float32
 
 
 @dataclass

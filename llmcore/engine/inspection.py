@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmcore.engine.engine import Engine
-from llmcore.engine.results import Explanation, MemoryUse
+from llmcore.engine.results import Explanation, KVCacheUse, MemoryUse
 from llmcore.engine.runner import Runner, Work
 from llmcore.errors import ConfigError, RequestError
 
@@ -67,7 +67,15 @@ def explain(engine: Engine, tokens: int) -> Explanation:
         plan.lower_bound,
         plan.total,
         plan.reuse,
+        _kv_cache(engine.runner),
     )
+
+
+def _kv_cache(runner: Runner) -> KVCacheUse:
+    layout, sizes = runner.kv_layout, runner.sizes
+    name = f"{layout.name} v{layout.version}"
+    token_bytes = runner.kv_bytes // (sizes.pages * sizes.page_size)
+    return KVCacheUse(runner.registry.preference.kv_dtype, name, sizes.pages, sizes.page_size, token_bytes)
 
 
 def memory(runner: Runner) -> MemoryUse:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcore.cache.layout import KV_DTYPES
 from llmcore.engine.runner import Runner, Sizes, model_graph
 from llmcore.errors import ConfigError, UnsupportedModelError, near
 from llmcore.graph.packing import PackedCache
@@ -39,6 +40,7 @@ class EngineSettings:
         page_size: tokens of a KV page.
         kv_pages: KV pages; 0: enough for ``max_seqs`` full contexts within 2 GiB, and for one in any case.
         buckets: step sizes that get a program of their own.
+        kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements.
     """
 
     max_context: int = 0
@@ -48,6 +50,7 @@ class EngineSettings:
     page_size: int = 16
     kv_pages: int = 0
     buckets: tuple[int, ...] = (1, 8, 64)
+    kv_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Raises :class:`ConfigError` for a size that cannot be."""
@@ -57,6 +60,8 @@ class EngineSettings:
         for name in ("max_context", "kv_pages"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"engine.{name} is {getattr(self, name)}", remedy="0 chooses a size, or give one")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(self.kv_dtype, KV_DTYPES))
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 

@@ -42,6 +42,17 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class KVCacheUse:
+    """The pages of the KV cache; ``token_bytes`` are a token's keys and values in all layers, padding included."""
+
+    dtype: str
+    layout: str
+    pages: int
+    page_size: int
+    token_bytes: int
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What ``llmcore explain`` shows: every node with its kernel and the reason, and the memory plan.
 
@@ -49,6 +60,7 @@ class Explanation:
         tokens: the step size that the program was made for.
         segments: kind of each segment and how many nodes it runs.
         total_bytes: what the intermediate values would take without sharing.
+        kv_cache: the KV cache: its element type, layout, pages, and bytes of a token.
     """
 
     tokens: int
@@ -58,6 +70,7 @@ class Explanation:
     lower_bound: int
     total_bytes: int
     reuse_factor: float
+    kv_cache: KVCacheUse
 
 
 @dataclass

@@ -162,10 +162,11 @@ class Runner:
                 f"the KV cache has one layout, but its ops are bound to several backends: {', '.join(sorted(owners))}",
                 remedy="their kernels must be declared with group='kv'",
             )
-        layout: KVLayout = resolve(self.registry.backends[owners.pop()].kv_layout)
+        layout: KVLayout = resolve(self.registry.backends[owners.pop()].kv_layouts[self.registry.preference.kv_dtype])
+        self.kv_layout = layout
         states = {v.source for node in stateful for v in node.args.values() if isinstance(v.source, State)}
         shapes = {s.layer: layout.page_shape(s.kv_heads, s.head_dim, self.sizes.page_size) for s in states}
-        dtype = np.dtype(layout.dtype)
+        dtype = layout.numpy
         page_bytes = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()) * dtype.itemsize
         self.sizes = self.sizes.with_pages(page_bytes)
         for layer, shape in shapes.items():

@@ -257,6 +257,13 @@ def largest(builder: Any, vector: Any) -> Any:
     return emit_fold(builder, vector, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
 
+@emits(types.boolean, F32, F32)
+def any_above(builder: Any, a: Any, b: Any) -> Any:
+    """Whether any lane of ``a`` is larger than that of ``b``."""
+    above = builder.bitcast(builder.fcmp_ordered(">", a, b), ir.IntType(LANES))
+    return builder.icmp_unsigned("!=", above, ir.IntType(LANES)(0))
+
+
 @emits(F32, F32, types.int64, F32)
 def first_or(builder: Any, vector: Any, count: Any, other: Any) -> Any:
     """The first ``count`` lanes of ``vector`` (all of them where it is 16 or more), ``other`` in the rest."""

@@ -36,12 +36,14 @@ class Preference:
         ops: op name → backend name, over the order.
         exact: only kernels that keep activations in float32.
         threads: what backends with threads of their own may use.
+        kv_dtype: the element type of the KV cache.
     """
 
     order: tuple[str, ...]
     ops: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False
     threads: int = 1
+    kv_dtype: str = "float32"
 
 
 class Registry:
@@ -69,6 +71,7 @@ class Registry:
                     remedy=f"offered by: {', '.join(offer) or 'no installed backend'}",
                 )
         self.preference = preference
+        self.plugins = plugins
         self._groups_by_op = self._grouped()
         self._problems: dict[str, str | None] = {}
         self.group_backend = self._groups()
@@ -167,9 +170,19 @@ class Registry:
                 passed.append(f"{name}: {lacks}")
             else:
                 raise RegistryError(
-                    f"no backend can run all ops of group {group!r}: " + "; ".join(passed),
-                    remedy="`llmcore ops` lists what every installed backend offers",
+                    f"no backend can run all ops of group {group!r}: " + "; ".join(passed), remedy=self._ways_out(group)
                 )
+
+    def _ways_out(self, group: str) -> str:
+        """What to do where nobody can run a group: to ask those for the cache that have it as it is asked for."""
+        asked, here = self.preference.kv_dtype, [backend for backend in self.backends.values() if backend.kv_layouts]
+        if group != "kv" or any(asked in backend.kv_layouts for backend in here):
+            return "`llmcore ops` lists what every installed backend offers"
+        offers = ", ".join(name for name, backend in self.plugins.backends.items() if asked in backend.kv_layouts)
+        instead = "; ".join(f"{backend.name} offers {', '.join(backend.kv_layouts)}" for backend in here)
+        return f"engine.kv_dtype={asked} is offered by: {offers or 'no installed backend'}" + (
+            instead and f"; {instead}"
+        )
 
     def _problem(self, backend: BackendInfo) -> str | None:
         """Why ``backend`` cannot run here, or None; asked once."""
@@ -193,7 +206,7 @@ class Registry:
         misfits = []
         for kernel in backend.kernels:
             if kernel.op == node.op:
-                misfit = _misfit(backend.name, kernel, node, self.preference.exact)
+                misfit = _misfit(backend.name, kernel, node, self.preference)
                 if misfit is None:
                     return kernel, ""
                 misfits.append(misfit)
@@ -218,14 +231,16 @@ def _ready(backend: BackendInfo) -> str | None:
     return problem
 
 
-def _misfit(backend: str, kernel: KernelInfo, node: NodeView, exact: bool) -> str | None:
+def _misfit(backend: str, kernel: KernelInfo, node: NodeView, asked: Preference) -> str | None:
     """Why ``kernel`` cannot run ``node``, or None."""
     if node.device not in kernel.devices:
         return f"not on {node.device}"
     if node.dtype not in kernel.dtypes:
         return f"not for {node.dtype}"
-    if exact and not kernel.exact:
+    if asked.exact and not kernel.exact:
         return "not exact"
+    if kernel.group == "kv" and asked.kv_dtype not in kernel.kv_dtypes:
+        return f"not for a KV cache of {asked.kv_dtype}"
     for name, weight_format in node.formats.items():
         if weight_format not in kernel.formats:
             return f"does not read {weight_format} ({name})"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, product
 
 from llmcore import ops
+from llmcore.cache.layout import KV_DTYPES
 from llmcore.errors import PluginError
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.ops import Case, OpSpec, tolerances
@@ -37,6 +38,7 @@ class Check:
     case: Case
     formats: tuple[tuple[str, str], ...]
     dtype: str
+    kv_dtype: str = "float32"
 
     @property
     def id(self) -> str:
@@ -45,12 +47,13 @@ class Check:
         attrs = ",".join(f"{name}={value:.3g}" for name, value in self.case.attrs.items())
         weights = "+".join(dict.fromkeys(name for _, name in self.formats))
         kind = "" if self.dtype == "float32" else self.dtype
+        cache = "" if self.kv_dtype == "float32" else f"kv-{self.kv_dtype}"
         where = f"{self.kernel.op}.{self.kernel.abi}"
-        return " ".join(filter(None, (where, kind, weights, sizes, attrs, *self.case.present, self.case.note)))
+        return " ".join(filter(None, (where, kind, cache, weights, sizes, attrs, *self.case.present, self.case.note)))
 
     def unsupported(self) -> str:
         """Why the kernel does not take this case, by its own word; empty where it does."""
-        return unsupported(self.kernel, self.backend, self.case, dict(self.formats), self.dtype)
+        return unsupported(self.kernel, self.backend, self.case, dict(self.formats), self.dtype, self.kv_dtype)
 
     def run(self, machine: Machine | None = None, *, batch_invariance: bool = False) -> None:
         """Runs it under every setting; raises :class:`KernelMismatch`."""
@@ -60,6 +63,7 @@ class Check:
             self.case,
             formats=dict(self.formats),
             dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
             machine=machine,
             batch_invariance=batch_invariance,
         )
@@ -77,13 +81,14 @@ def kernels(backend: BackendInfo, names: Sequence[str] = ()) -> list[KernelInfo]
 
 
 def checks(backend: BackendInfo, kernel: KernelInfo) -> Iterator[Check]:
-    """Everything to be checked of one kernel of ``backend``: dtypes × formats × cases."""
+    """Everything to be checked of one kernel of ``backend``: dtypes × types of the KV cache × formats × cases."""
     spec = ops.get(kernel.op)
-    for dtype in kernel.dtypes:
+    kv_dtypes = kernel.kv_dtypes if kernel.group == "kv" else ("float32",)
+    for dtype, kv_dtype in product(kernel.dtypes, kv_dtypes):
         for formats in _assignments(spec, kernel):
             for case in spec.cases() if spec.cases else ():
                 if fits(spec, case, formats):
-                    yield Check(backend, kernel, case, tuple(formats.items()), dtype)
+                    yield Check(backend, kernel, case, tuple(formats.items()), dtype, kv_dtype)
 
 
 def _assignments(spec: OpSpec, kernel: KernelInfo) -> Iterator[Formats]:
@@ -113,8 +118,13 @@ def declaration_errors(kernel: KernelInfo, backend: BackendInfo) -> list[str]:
         )
     if spec.of("state") and not kernel.group:
         errors.append('works on the KV cache, so it needs group="kv"')
-    if spec.of("state") and not backend.kv_layout:
-        errors.append("works on the KV cache, but its backend names no kv_layout")
+    if spec.of("state"):
+        errors += [
+            f"works on a KV cache of {name}, but its backend names no layout for it in kv_layouts"
+            for name in kernel.kv_dtypes
+            if name not in backend.kv_layouts
+        ]
+        errors += [f"KV cache of {name!r}: there is no such type" for name in kernel.kv_dtypes if name not in KV_DTYPES]
     for target in filter(None, (kernel.target, kernel.supported, kernel.pack)):
         try:
             resolve(target)
@@ -127,7 +137,9 @@ def declaration_errors(kernel: KernelInfo, backend: BackendInfo) -> list[str]:
     return errors
 
 
-def unsupported(kernel: KernelInfo, backend: BackendInfo, case: Case, formats: Formats, dtype: str) -> str:
+def unsupported(
+    kernel: KernelInfo, backend: BackendInfo, case: Case, formats: Formats, dtype: str, kv_dtype: str = "float32"
+) -> str:
     """Why the registry would not bind ``kernel`` to a node of this case; empty where it would."""
     node = NodeView(
         kernel.op,
@@ -138,12 +150,11 @@ def unsupported(kernel: KernelInfo, backend: BackendInfo, case: Case, formats: F
         attrs=case.attrs,
         present=frozenset(case.present),
     )
-    return why_not(backend, (kernel,), node)[1]
+    return why_not(backend, (kernel,), node, kv_dtype)[1]
 
 
-def settings(spec: OpSpec, kernel: KernelInfo, dtype: str, machine: Machine) -> Iterator[Setting]:
+def settings(spec: OpSpec, kernel: KernelInfo, plain: Setting) -> Iterator[Setting]:
     """Plain; threads and unaligned operands; and each output in the memory of each input that it may take over."""
-    plain = Setting(machine, dtype)
     threads = 2 if kernel.abi == "native" else 1
     yield plain
     if kernel.abi == "native":
@@ -161,6 +172,7 @@ def run_case(
     *,
     formats: Formats | None = None,
     dtype: str = "float32",
+    kv_dtype: str = "float32",
     machine: Machine | None = None,
     batch_invariance: bool = False,
     seed: int = 0,
@@ -170,6 +182,7 @@ def run_case(
     Args:
         backend: whose kernel it is; its other kernels are used to fill or read a KV cache.
         formats: weight parameter → format, for the weights declared ``any``.
+        kv_dtype: of the KV cache.
         machine: keeps worker pools from one case to the next.
         batch_invariance: also ask that a row's bits do not depend on the other rows, nor on the number of threads.
 
@@ -178,8 +191,7 @@ def run_case(
     """
     spec = ops.get(kernel.op)
     values = make_values(spec, case, formats or {}, dtype, seed)
-    machine = machine or Machine()
-    for setting in settings(spec, kernel, dtype, machine):
+    for setting in settings(spec, kernel, Setting(machine or Machine(), dtype, kv_dtype)):
         try:
             if spec.name == "attention":
                 state.check_attention(kernel, backend, case, values, setting, batch_invariance=batch_invariance)

@@ -61,6 +61,7 @@ class Setting:
 
     Attributes:
         dtype: of the activations.
+        kv_dtype: of the KV cache.
         threads, late: of a native kernel; ``late``: only the first of them comes.
         skewed: operands begin one element past a 64-byte boundary.
         inplace: (output, input) that share memory.
@@ -68,13 +69,15 @@ class Setting:
 
     machine: Machine
     dtype: str = "float32"
+    kv_dtype: str = "float32"
     threads: int = 1
     late: bool = False
     skewed: bool = False
     inplace: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        parts = [self.dtype, f"{self.threads} thread{'s' * (self.threads > 1)}"]
+        parts = [self.dtype, *([f"a KV cache of {self.kv_dtype}"] if self.kv_dtype != "float32" else [])]
+        parts += [f"{self.threads} thread{'s' * (self.threads > 1)}"]
         if self.late:
             parts.append("of which only the first came")
         if self.skewed:
@@ -84,10 +87,12 @@ class Setting:
         return ", ".join(parts)
 
 
-def why_not(backend: BackendInfo, kernels: tuple[KernelInfo, ...], node: NodeView) -> tuple[KernelInfo | None, str]:
+def why_not(
+    backend: BackendInfo, kernels: tuple[KernelInfo, ...], node: NodeView, kv_dtype: str = "float32"
+) -> tuple[KernelInfo | None, str]:
     """Which of the backend's ``kernels`` the registry would bind to ``node``, or None and why not."""
     offer = BackendInfo(backend.name, "", kernels, requires=backend.requires, ready=backend.ready)
-    registry = Registry(Plugins(backends={backend.name: offer}), Preference((backend.name,), {}))
+    registry = Registry(Plugins(backends={backend.name: offer}), Preference((backend.name,), kv_dtype=kv_dtype))
     choice, passed = registry.find(node)
     return (choice.kernel, "") if choice else (None, "; ".join(passed))
 

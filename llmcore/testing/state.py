@@ -1,7 +1,7 @@
 """Ops over the KV cache. Its layout is the backend's secret, so writes are judged by what its attention reads.
 
-What attention should read is computed here, from the keys and values themselves: a plain causal softmax per sequence
-in float64, without pages.
+What attention should read is computed here, from the keys and values as a cache of its type keeps them: a plain causal
+softmax per sequence in float64, without pages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmcore import ops
-from llmcore.cache.layout import KVLayout
+from llmcore.cache.layout import KV_DTYPES, KVLayout
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.ops import Case, tolerances
 from llmcore.plugins import resolve
@@ -60,14 +60,13 @@ class Cache:
     def __init__(
         self, backend: BackendInfo, heads: Heads, pages: int, setting: Setting, attention: KernelInfo | None = None
     ) -> None:
-        if not backend.kv_layout:
-            raise KernelMismatch(f"backend {backend.name} has kernels over the KV cache but names no kv_layout")
-        layout: KVLayout = resolve(backend.kv_layout)
+        if setting.kv_dtype not in backend.kv_layouts:
+            raise KernelMismatch(f"backend {backend.name} names no layout of a KV cache of {setting.kv_dtype}")
+        layout: KVLayout = resolve(backend.kv_layouts[setting.kv_dtype])
         self.backend, self.heads, self.setting = backend, heads, setting
         self.attention = attention
-        self.dtype = layout.dtype
         page_shape = tuple(layout.page_shape(heads.kv_heads, heads.head_dim, heads.page_size))
-        self.memory = Guarded("kv", (pages, *page_shape), dtype_of(layout.dtype))
+        self.memory = Guarded("kv", (pages, *page_shape), layout.numpy)
         self.memory.array.view(np.uint8)[...] = FILL
 
     def write(self, keys: Array, values: Array, slots: Array) -> None:
@@ -98,10 +97,15 @@ class Cache:
     ) -> dict[str, Array]:
         if kernel is None:
             node = NodeView(op, "", dtype=self.setting.dtype, dims=dims, attrs=attrs)
-            kernel, why = why_not(self.backend, self.backend.kernels, node)
+            kernel, why = why_not(self.backend, self.backend.kernels, node, self.setting.kv_dtype)
             if kernel is None:
                 raise KernelMismatch(f"the backend's own {op} is needed to test its cache: {why}")
         return execute(kernel, Values(dict(arrays)), dims, attrs, self.setting, self.memory)
+
+    def kept(self, rows: Array) -> Array:
+        """What the cache holds of keys or values [T, G · head_dim]: all but what its type cannot tell apart."""
+        heads = rows.astype(np.float32).reshape(len(rows), self.heads.kv_heads, self.heads.head_dim)
+        return KV_DTYPES[self.setting.kv_dtype](heads).reshape(rows.shape)
 
     def check_untouched(self, slots: Array) -> None:
         """Raises :class:`KernelMismatch` where a page that holds none of ``slots`` has changed."""
@@ -134,12 +138,13 @@ def check_attention(
     shape = pages * heads.page_size, heads.kv_heads * heads.head_dim
     keys, vals = (rng.standard_normal(shape).astype(q.dtype) for _ in "kv")  # by slot
     _fill(cache, keys, vals, slots, counts)
+    keys, vals = cache.kept(keys), cache.kept(vals)
     got = cache.attend(q, index, attrs["scale"])
     want = np.zeros(q.shape)
     for own, start, count in zip(slots, index["query_starts"], counts, strict=True):
         rows = slice(start, start + count)
         want[rows] = dense_attention(q[rows], keys[own], vals[own], heads, attrs["scale"])
-    compare("y", got, want, tolerances.relative(setting.dtype, cache.dtype, exact=kernel.exact))
+    compare("y", got, want, tolerances.relative(setting.dtype, exact=kernel.exact))
     if batch_invariance:
         _check_each_alone(cache, q, index, attrs["scale"], got)
 
@@ -178,7 +183,7 @@ def check_writer(kernel: KernelInfo, backend: BackendInfo, case: Case, values: V
     for name, array in want.items():
         compare(name, outputs[name], array, tolerances.relative(setting.dtype, exact=kernel.exact))
     cache.check_untouched(slots)
-    _read_back(cache, keys, vals, slots, tolerances.relative(setting.dtype, cache.dtype, exact=kernel.exact))
+    _read_back(cache, cache.kept(keys), cache.kept(vals), slots, tolerances.relative(setting.dtype, exact=kernel.exact))
 
 
 def _read_back(cache: Cache, keys: Array, values: Array, slots: Array, factor: float) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from llmcore import ops
+from llmcore.cache.layout import KV_DTYPES
 from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
 from llmcore.registry.node import NodeView
+from llmcore.testing.conformance import run_case
 from llmcore.testing.invoke import Machine, Setting, execute, why_not
 from llmcore.testing.operands import Values, make_values
-from llmcore.testing.state import Cache, Heads
+from llmcore.testing.state import Cache, Heads, dense_attention
 from llmcore_numba.plugin import llmcore_backends
 
 BACKEND = llmcore_backends()[0]
@@ -46,9 +50,19 @@ def test_linear_over_several_chunks_of_tokens(weight_format: str, exact: bool, m
 
 
 @pytest.mark.parametrize("page_size", [16, 24, 64])
-@pytest.mark.parametrize("heads", [Heads(3, 64, 0), Heads(1, 20, 0)])
-def test_attention_of_a_prompt_in_any_chunks(heads: Heads, page_size: int, machine: Machine) -> None:
-    length, query_heads = 150, 3 * heads.kv_heads
+@pytest.mark.parametrize(
+    ("heads", "kv_dtype"),
+    [
+        (Heads(3, 64, 0), "float32"),
+        (Heads(1, 20, 0), "float32"),
+        (Heads(2, 64, 0), "bfloat16"),
+        (Heads(2, 64, 0), "int8"),
+        (Heads(1, 20, 0), "int8"),
+    ],
+)
+def test_attention_of_a_prompt_in_any_chunks(heads: Heads, kv_dtype: str, page_size: int, machine: Machine) -> None:
+    """Long enough for several parts: a single token's go to several threads, a chunk's are merged by one."""
+    length, query_heads = 600, 3 * heads.kv_heads
     heads = Heads(heads.kv_heads, heads.head_dim, page_size)
     rng = np.random.default_rng(0)
     pages = -(-length // page_size)
@@ -58,24 +72,86 @@ def test_attention_of_a_prompt_in_any_chunks(heads: Heads, page_size: int, machi
     q = rng.standard_normal((length, query_heads * heads.head_dim)).astype(np.float32)
     keys, values = rng.standard_normal((2, length, heads.kv_heads * heads.head_dim)).astype(np.float32)
 
-    def prefill(chunk: int, threads: int) -> np.ndarray:
-        cache = Cache(BACKEND, heads, pages, Setting(machine, threads=threads))
+    def prefill(ends: list[int], threads: int) -> np.ndarray:
+        cache = Cache(BACKEND, heads, pages, Setting(machine, kv_dtype=kv_dtype, threads=threads))
         out = []
-        for first in range(0, length, chunk):
-            rows = slice(first, min(first + chunk, length))
+        for first, stop in pairwise([0, *ends]):
+            rows = slice(first, stop)
             cache.write(keys[rows], values[rows], slots[rows])
             index = {
                 "query_starts": np.zeros(1, np.int32),
-                "query_lens": np.array([rows.stop - first], np.int32),
-                "kv_lens": np.array([rows.stop], np.int32),
+                "query_lens": np.array([stop - first], np.int32),
+                "kv_lens": np.array([stop], np.int32),
                 "block_tables": table[None],
             }
             out.append(cache.attend(q[rows], index, heads.head_dim**-0.5).copy())
         return np.concatenate(out)
 
-    whole = prefill(length, threads=1)
-    for chunk, threads in ((length, 3), (100, 2), (37, 1), (1, 2)):
-        np.testing.assert_array_equal(prefill(chunk, threads), whole)
+    whole = prefill([length], threads=1)
+    kept = [_kept(kv_dtype, rows, heads) for rows in (keys, values)]
+    np.testing.assert_allclose(whole, dense_attention(q, *kept, heads, heads.head_dim**-0.5), rtol=0, atol=2e-5)
+    hundreds, near_parts = [*range(100, 601, 100)], [255, 256, 257, 258, 511, 512, 513, 514]
+    for ends, threads in (([length], 3), (hundreds, 2), ([37, 290, 600], 1), ([*near_parts, *range(590, 601)], 2)):
+        np.testing.assert_array_equal(prefill(ends, threads), whole)
+
+
+def _kept(kv_dtype: str, rows: np.ndarray, heads: Heads) -> np.ndarray:
+    return KV_DTYPES[kv_dtype](rows.reshape(len(rows), heads.kv_heads, heads.head_dim)).reshape(rows.shape)
+
+
+def test_long_sequences_that_share_a_step(machine: Machine) -> None:
+    """Single tokens far in, others near the beginning and a chunk, with parts for any thread: as if each were alone."""
+    news, lens = np.array([1, 5, 1, 0, 1], np.int32), np.array([700, 300, 3, 20, 513], np.int32)
+    width, heads = 44, Heads(2, 32, 16)
+    tables = np.random.default_rng(1).permutation(5 * width).astype(np.int32).reshape(5, width)
+    batch = {
+        "query_starts": (np.cumsum(news) - news).astype(np.int32),
+        "query_lens": news,
+        "kv_lens": lens,
+        "block_tables": tables,
+    }
+    case = Case(
+        {"T": int(news.sum()), "D": 8 * 32, "S": 5, "B": width},
+        {"head_dim": 32, "kv_heads": heads.kv_heads, "page_size": heads.page_size, "scale": 0.2},
+        inputs=lambda _dims, _rng: batch,
+    )
+    for kernel in (kernel for kernel in BACKEND.kernels if kernel.op == "attention"):
+        run_case(kernel, BACKEND, case, kv_dtype=kernel.kv_dtypes[0], machine=machine, batch_invariance=True)
+
+
+@pytest.mark.parametrize("kv_dtype", list(KV_DTYPES))
+def test_what_the_cache_keeps(kv_dtype: str, machine: Machine) -> None:
+    """The only token of a sequence has its own value for a result, so what is kept can be read back bit by bit."""
+    rng, heads, count = np.random.default_rng(0), Heads(1, 48, 4), 200
+    sizes = np.repeat(10.0 ** rng.uniform(-9, 6, (count, 6)), 8, axis=1)
+    values = (rng.standard_normal((count, 48)) * sizes).astype(np.float32)
+    values[0], values[1, :8], values[2, 3] = 0, 1e-30, -8e6
+    values[3, :8] = np.arange(8) + 0.5  # ties
+    values[3, 7] = 127
+    cache = Cache(BACKEND, heads, count, Setting(machine, kv_dtype=kv_dtype))
+    cache.write(values, values, np.arange(count, dtype=np.int32) * 4)
+    alone = np.ones(count, np.int32)
+    index = {
+        "query_starts": np.arange(count, dtype=np.int32),
+        "query_lens": alone,
+        "kv_lens": alone,
+        "block_tables": np.arange(count, dtype=np.int32)[:, None],
+    }
+    got = cache.attend(np.zeros((count, 48), np.float32), index, 1.0)
+    np.testing.assert_array_equal(got, KV_DTYPES[kv_dtype](values))
+
+
+@pytest.mark.parametrize("kv_dtype", list(KV_DTYPES))
+@pytest.mark.parametrize("flaw", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_lost(kv_dtype: str, flaw: float, machine: Machine) -> None:
+    heads = Heads(1, 16, 4)
+    values = np.ones((2, 16), np.float32)
+    values[1, 5] = flaw
+    cache = Cache(BACKEND, heads, 1, Setting(machine, kv_dtype=kv_dtype))
+    cache.write(np.ones_like(values), values, np.arange(2, dtype=np.int32))
+    one, two = np.array([1], np.int32), np.array([2], np.int32)
+    index = {"query_starts": one - 1, "query_lens": one, "kv_lens": two, "block_tables": np.zeros((1, 1), np.int32)}
+    assert not np.isfinite(cache.attend(np.ones((1, 16), np.float32), index, 1.0)[0, 5])
 
 
 @pytest.mark.parametrize("vocab", [16, 1000, 5003])

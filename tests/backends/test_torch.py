@@ -15,7 +15,7 @@ from llmcore.plugins import resolve
 from llmcore.testing.conformance import checks, declaration_errors, run_case
 from llmcore.testing.operands import random_weight
 from llmcore.weights.formats import FORMATS
-from llmcore_torch.layout import KV
+from llmcore_torch.layout import FLOAT32
 from llmcore_torch.linear import dense
 from llmcore_torch.plugin import llmcore_backends
 
@@ -62,8 +62,8 @@ def test_float32_weights_are_used_where_they_are() -> None:
 
 
 def test_pages_are_those_of_the_reference() -> None:
-    assert KV.page_shape(3, 64, 16) == (2, 16, 3, 64)
-    kv = torch.zeros(5, *KV.page_shape(2, 4, 8))
+    assert FLOAT32.page_shape(3, 64, 16) == (2, 16, 3, 64)
+    kv = torch.zeros(5, *FLOAT32.page_shape(2, 4, 8))
     k, v = torch.randn(2, 3, 8)
     slots = torch.tensor([9, 0, 33], dtype=torch.int32)
     mine = kv.clone()

@@ -27,6 +27,7 @@ def test_text(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
     assert "backend.ops.linear=torch" in shown
     assert "1,000 bytes; largest live set 900; without sharing 3,000" in shown
     assert "3 native, 1 calls" in shown
+    assert "KV cache  float32 (plain v1): 512 bytes a token, 10 pages of 16 tokens" in shown
     assert llm.closed
 
 
@@ -41,6 +42,8 @@ def test_json(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found["nodes"]) == 4
     assert set(found["nodes"][3]) >= {"op", "path", "backend", "kernel", "abi", "reason"}
     assert found["plan"] == {"arena_bytes": 1000, "lower_bound": 900, "total_bytes": 3000, "reuse_factor": 3.0}
+    cache = {"dtype": "float32", "layout": "plain v1", "pages": 10, "page_size": 16, "token_bytes": 512}
+    assert found["kv_cache"] == cache
     assert found["segments"] == [{"kind": "native", "nodes": 3}, {"kind": "calls", "nodes": 1}]
 
 

@@ -62,6 +62,7 @@ LINES = [
     ["model=./some/model-1.5.gguf", "threads=2"],
     ["model=org/name:Q4_K_M"],
     ["model=pypi:name/==1.0#in/side.gguf"],
+    ["engine.kv_dtype=int8", "engine.page_size=32"],
     ["sampling.ignore_eos=false", "sampling.presence_penalty=-2", "sampling.frequency_penalty=-1.25"],
 ]
 
@@ -84,6 +85,7 @@ def test_equals_what_hydra_composes(argv: list[str]) -> None:
         *(["model=null"], ["backend=../backend/numba"], ["model='smollm2'"], ["hydra.run.dir=x"], ["+seed=1"]),
         *(["seed=null"], ["seed=1.5"], ["threads=abc"], ["threads=true"], ["threads=01"], ["max_new_tokens=1e5"]),
         *(["max_new_tokens=1_000"], ["sampling.temperature=nan"], ["sampling.temperature=.5"], ["compute=fast"]),
+        *(["engine.kv_dtype=int4"],),
         *(["cache_dir=5"], ["cache_dir=null"], ["cache_dir=${oc.env:HOME}"], ["cache_dir=a b"], ["cache_dir=on"]),
         *(["sampling.stop=[a]"], ["sampling.stop=a"], ["engine.buckets=[1]"], ["sampling=5"], ["sampling.top_k.x=1"]),
         *(["backend.ops.rope=torch"], ["~backend"], ["backend={name: x}"], ["model=a/b,c/d"], ["model=choice(a/b)"]),

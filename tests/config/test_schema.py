@@ -9,8 +9,19 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmcore.cache.layout import KV_DTYPES
 from llmcore.config.checks import RANGES, check
-from llmcore.config.schema import BackendConfig, Compute, Config, EngineConfig, ModelConfig, keys, make_schema, plain
+from llmcore.config.schema import (
+    BackendConfig,
+    Compute,
+    Config,
+    EngineConfig,
+    KVDtype,
+    ModelConfig,
+    keys,
+    make_schema,
+    plain,
+)
 from llmcore.engine.load import EngineSettings
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import ConfigError, RequestError
@@ -103,6 +114,12 @@ def test_a_bound_is_written_in_full() -> None:
 
 def test_every_range_is_of_a_key() -> None:
     assert set(RANGES) <= set(keys(Config))
+
+
+def test_types_of_the_cache() -> None:
+    assert [each.value for each in KVDtype] == list(KV_DTYPES)
+    with pytest.raises(ConfigError, match=r"engine\.kv_dtype is 'int4'"):
+        EngineSettings(kv_dtype="int4")
 
 
 def test_engine_has_the_keys_and_defaults_of_its_settings() -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from llmcore.engine.request import Delta
-from llmcore.engine.results import Explanation, MemoryUse
+from llmcore.engine.results import Explanation, KVCacheUse, MemoryUse
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RequestError
 from llmcore.graph.program import Row
@@ -73,7 +73,8 @@ class FakeLLM:
         """Three layers on ``backend`` and a head on torch."""
         layers = [row("linear", f"model.layers.{i}.mlp.up_proj", self.backend) for i in range(3)]
         head = row("linear", "lm_head", "torch", "backend.ops.linear=torch")
-        return Explanation(tokens, (*layers, head), (("native", 3), ("calls", 1)), 1000, 900, 3000, 3.0)
+        cache = KVCacheUse("float32", "plain v1", 10, 16, 512)
+        return Explanation(tokens, (*layers, head), (("native", 3), ("calls", 1)), 1000, 900, 3000, 3.0, cache)
 
     def close(self) -> None:
         """Remembers that it was closed."""

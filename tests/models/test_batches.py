@@ -10,6 +10,7 @@ import pytest
 from helpers.tiny import TinyModel
 from llmcore.engine.runner import Work
 from llmcore.engine.sampling_params import SamplingParams
+from llmcore.errors import RegistryError
 from llmcore.llm import LLM
 
 MakeTiny = Callable[..., TinyModel]
@@ -52,6 +53,27 @@ def test_numba_s_logits_do_not_depend_on_chunks(tiny_model: MakeTiny, open_llm: 
     expected = llm.logits(ids)
     for chunk in (1, 5, 16, 33):
         np.testing.assert_array_equal(llm.logits(ids, chunk), expected)
+
+
+@pytest.mark.parametrize(("backend", "kv_dtype"), [("numba", "bfloat16"), ("numba", "int8"), ("torch", "bfloat16")])
+def test_a_smaller_cache(tiny_model: MakeTiny, open_llm: OpenLLM, backend: str, kv_dtype: str) -> None:
+    """Nearly the same logits, but not the same; and they do not depend on chunks either."""
+    model = tiny_model("qwen2")
+    ids = model.ids(60)
+    plain, small = (open_llm(model, backend, kv_dtype=each) for each in ("float32", kv_dtype))
+    expected, found = plain.logits(ids), small.logits(ids)
+    assert small.memory.kv_bytes < plain.memory.kv_bytes
+    assert 0 < (found - expected).std() < 0.02 * expected.std()
+    for chunk in (1, 17):
+        if backend == "numba":
+            np.testing.assert_array_equal(small.logits(ids, chunk), found)
+    assert small.explain().kv_cache.dtype == kv_dtype
+
+
+def test_a_cache_that_a_backend_does_not_offer(tiny_model: MakeTiny, open_llm: OpenLLM) -> None:
+    with pytest.raises(RegistryError, match="not for a KV cache of int8") as error:
+        open_llm(tiny_model("qwen2"), "torch", kv_dtype="int8")
+    assert "offered by: numba; torch offers float32, bfloat16" in str(error.value)
 
 
 def test_numba_s_logits_do_not_depend_on_threads(tiny_model: MakeTiny) -> None:

@@ -174,6 +174,31 @@ def test_a_group_is_bound_only_where_it_is_whole() -> None:
         registry("decoder", "half").bind_groups([NodeView("attention", "", dims={"T": 2}), nodes[1]])
 
 
+def test_a_type_of_the_cache_that_the_backend_lacks() -> None:
+    """The error names those who have it, and what the asked one has."""
+    types = ("float32", "int8")
+    writes, reads = (kernel(op, group="kv", kv_dtypes=types) for op in ("kv_write", "attention"))
+    small = BackendInfo("small", "", (writes, reads), kv_layouts=dict.fromkeys(types, "made_up:layout"))
+    plain = BackendInfo("plain", "", kv("kv_write", "attention"), kv_layouts={"float32": "made_up:layout"})
+    installed = Plugins(backends={each.name: each for each in (small, plain)})
+    nodes = [NodeView("kv_write", ""), NodeView("attention", "")]
+
+    def bound(order: tuple[str, ...], kv_dtype: str) -> Registry:
+        found = Registry(installed, Preference(order, kv_dtype=kv_dtype))
+        found.bind_groups(nodes)
+        return found
+
+    assert bound(("plain", "small"), "float32").choose(nodes[0]).backend == "plain"
+    choice = bound(("plain", "small"), "int8").choose(nodes[1])
+    assert choice.backend == "small" and "plain: kv_write: not for a KV cache of int8" in choice.reason
+    with pytest.raises(RegistryError, match="plain: kv_write: not for a KV cache of int8") as error:
+        bound(("plain",), "int8")
+    assert "engine.kv_dtype=int8 is offered by: small; plain offers float32" in str(error.value)
+    with pytest.raises(RegistryError) as error:
+        bound(("plain", "small"), "bfloat16")
+    assert "offered by: no installed backend; plain offers float32; small offers float32, int8" in str(error.value)
+
+
 def test_a_group_is_bound_for_all_sizes_at_once() -> None:
     sizes = [NodeView(op, "", dims={"T": tokens}) for tokens in (1, 64) for op in ("kv_write", "attention")]
     chosen = registry("decoder", "fast")

@@ -180,7 +180,7 @@ def test_fused_ops_are_judged_by_their_parts(machine: Machine) -> None:
         (mine("add", "ad"), "cannot import 'helpers.wrong_kernels:ad'"),
         (mine("add", "add", devices=("cuda",)), "takes no case of add: mine: not on cpu"),
         (replace(over_torch_pages("attention", "unscaled")[1], group=""), 'needs group="kv"'),
-        (over_torch_pages("attention", "unscaled")[1], "its backend names no kv_layout"),
+        (over_torch_pages("attention", "unscaled")[1], "KV cache of float32, but its backend names no layout"),
     ],
     ids=lambda value: "" if isinstance(value, KernelInfo) else value,
 )
