@@ -1,17 +1,21 @@
 """The control block that a pool's threads share, in bytes.
 
-One line for the run, one for its progress, one for each thread. Lines lie two cache lines
-apart, since processors fetch pairs.
+One line for the run, one for its progress, some for taking turns and for sleeping, one for each thread. Lines lie two
+cache lines apart, since processors fetch pairs.
 """
 
 from __future__ import annotations
 
 LINE = 128
-STATE, ANNOUNCED, TABLE, ROWS, STOP = 0, 8, 16, 24, 32
+STATE, TABLE, ROWS, STOP = 0, 8, 16, 24
+READY = 32  # whether runs are accepted: workers are started, and not stopped
 FRONT = LINE  # rows that thread 0 has passed: where a late thread begins
-THREADS = 2 * LINE
-FLAG, PARKED, WOKEN = 0, 8, 16  # within a thread's line; FLAG holds the row + 1 that it works on
+TURN = 2 * LINE  # pthread's mutex, 64 bytes at most, that a run holds
+SLEEPERS = 3 * LINE  # workers that are asleep, or about to be
+MUTEX, BELL = 4 * LINE, 5 * LINE  # pthread's mutex and condition that they sleep with
+THREADS = 6 * LINE
+FLAG = 0  # within a thread's line; it holds the row + 1 that the thread works on
 
 PAUSES = 256  # before a waiting thread offers its processor to others
 YIELDS = 32  # and this often, before it sleeps
-IDLE_ROUNDS = 10  # of PAUSES each before an idle worker goes to sleep: 50 to 100 µs
+IDLE_ROUNDS = 50  # of PAUSES each before an idle worker goes to sleep: a few hundred µs, longer than between two steps

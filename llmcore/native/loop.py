@@ -10,24 +10,27 @@ from numba import types
 
 from llmcore.native.compiling import inlined, native_function
 from llmcore.native.control import (
-    ANNOUNCED,
+    BELL,
     FLAG,
     FRONT,
     IDLE_ROUNDS,
     LINE,
-    PARKED,
+    MUTEX,
     PAUSES,
+    READY,
     ROWS,
+    SLEEPERS,
     STATE,
     STOP,
     TABLE,
     THREADS,
-    WOKEN,
+    TURN,
     YIELDS,
 )
 from llmcore.native.memory import (
     call_kernel,
     exchange,
+    fetch_add,
     load_acquire,
     load_i64,
     load_ordered,
@@ -38,6 +41,12 @@ from llmcore.native.memory import (
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+_mutex_init = types.ExternalFunction("pthread_mutex_init", types.int32(types.int64, types.int64))
+_mutex_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
+_mutex_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
+_cond_init = types.ExternalFunction("pthread_cond_init", types.int32(types.int64, types.int64))
+_cond_wait = types.ExternalFunction("pthread_cond_wait", types.int32(types.int64, types.int64))
+_cond_broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.int64))
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -80,22 +89,35 @@ def _walk(control: int, state: int, thread: int, threads: int) -> None:
             store_release(control + FRONT, row)
 
 
-@native_function("void(int64, int64, int64, int64)")
-def run(control: int, address: int, rows: int, threads: int) -> None:
-    """The caller's side: opens a run of the table at ``address``, takes part in it as thread 0, closes it."""
-    for row in range(rows):
-        counters = load_i64(load_i64(address + row * 16 + 8))
-        store_i64(counters, 0)
-        store_i64(counters + 8, 0)
-    if threads == 1:
+@native_function("int64(int64, int64, int64, int64)")
+def run(control: int, address: int, rows: int, threads: int) -> int:
+    """The caller's side: runs the table at ``address``, callers in turns; returns 0 if the pool is not ready."""
+    _mutex_lock(control + TURN)
+    ready = load_i64(control + READY)
+    if ready:
         for row in range(rows):
-            call_kernel(load_i64(address + row * 16), load_i64(address + row * 16 + 8), 0, 1)
-        return
+            counters = load_i64(load_i64(address + row * 16 + 8))
+            store_i64(counters, 0)
+            store_i64(counters + 8, 0)
+        if threads == 1:
+            for row in range(rows):
+                call_kernel(load_i64(address + row * 16), load_i64(address + row * 16 + 8), 0, 1)
+        else:
+            _run_together(control, address, rows, threads)
+    _mutex_unlock(control + TURN)
+    return ready
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _run_together(control: int, address: int, rows: int, threads: int) -> None:
+    """Opens a run, takes part in it as thread 0, closes it."""
     store_i64(control + TABLE, address)
     store_i64(control + ROWS, rows)
     store_i64(control + FRONT, 0)
     state = load_i64(control + STATE) + 1
     exchange(control + STATE, state)
+    if load_ordered(control + SLEEPERS) != 0:
+        _wake(control)
     _walk(control, state, 0, threads)
     exchange(control + STATE, state + 1)
     for thread in range(1, threads):
@@ -105,48 +127,61 @@ def run(control: int, address: int, rows: int, threads: int) -> None:
             _await_change(flag, raised)
 
 
-@native_function("int64(int64, int64)")
-def announce(control: int, threads: int) -> int:
-    """Keeps workers from going to sleep before the next run; returns how many are asleep and must be woken.
-
-    Those that an interrupted run has announced to, and not woken, are among them.
-    """
-    exchange(control + ANNOUNCED, load_i64(control + STATE) + 1)
-    woken = 0
-    for thread in range(1, threads):
-        line = _line(control, thread)
-        if load_ordered(line + PARKED) != 0 and exchange(line + PARKED, 0) != 0:
-            store_i64(line + WOKEN, 1)
-        woken += load_i64(line + WOKEN)
-    return woken
+@inlined  # type: ignore[untyped-decorator]
+def _wake(control: int) -> None:
+    """Wakes every sleeper: once the mutex was free, none of them is between its look at the state and its sleep."""
+    _mutex_lock(control + MUTEX)
+    _mutex_unlock(control + MUTEX)
+    _cond_broadcast(control + BELL)
 
 
-@native_function("int64(int64, int64, int64)")
-def serve(control: int, thread: int, threads: int) -> int:
-    """A worker's side: joins runs as they come. Returns 1 to go to sleep, 0 to end."""
-    parked = _line(control, thread) + PARKED
+@native_function("void(int64, int64, int64)")
+def serve(control: int, thread: int, threads: int) -> None:
+    """A worker's side: joins runs as they come, until the pool is stopped."""
     done = 0
-    idle = 0
     while load_acquire(control + STOP) == 0:
         state = load_acquire(control + STATE)
         if state & 1 and state != done:
             _walk(control, state, thread, threads)
             done = state
-            idle = 0
-            continue
-        for _ in range(PAUSES):
-            pause()
-            if load_acquire(control + STATE) != state:
-                break
-        idle += 1
-        if idle > IDLE_ROUNDS:
-            exchange(parked, 1)
-            now = load_ordered(control + STATE)
-            coming = load_ordered(control + ANNOUNCED) > now or (now & 1 and now != done)
-            if not coming and load_ordered(control + STOP) == 0:
-                return 1
-            if exchange(parked, 0) == 0:  # whoever announced the run has counted this thread as asleep
-                return 1
-            idle = 0
-        _sched_yield()
-    return 0
+        elif not _spin(control, state):
+            _sleep(control, state)
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _spin(control: int, state: int) -> bool:
+    """Waits a little for another state; says whether it came."""
+    for _ in range(IDLE_ROUNDS * PAUSES):
+        pause()
+        if load_acquire(control + STATE) != state:
+            return True
+    return False
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _sleep(control: int, state: int) -> None:
+    """Sleeps until there is another state, or the pool is stopped."""
+    _mutex_lock(control + MUTEX)
+    fetch_add(control + SLEEPERS, 1)  # whoever changes the state after we have looked at it sees this
+    while load_ordered(control + STATE) == state and load_ordered(control + STOP) == 0:
+        _cond_wait(control + BELL, control + MUTEX)
+    fetch_add(control + SLEEPERS, -1)
+    _mutex_unlock(control + MUTEX)
+
+
+@native_function("void(int64)")
+def prepare(control: int) -> None:
+    """Makes a control block of zeros ready for use."""
+    _mutex_init(control + TURN, 0)
+    _mutex_init(control + MUTEX, 0)
+    _cond_init(control + BELL, 0)
+
+
+@native_function("void(int64)")
+def stop(control: int) -> None:
+    """Lets every worker return from :func:`serve`, after the run that is under way."""
+    _mutex_lock(control + TURN)
+    store_i64(control + READY, 0)
+    exchange(control + STOP, 1)
+    _wake(control)
+    _mutex_unlock(control + TURN)

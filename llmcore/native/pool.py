@@ -8,8 +8,8 @@ up.
 
 A run is open between two values of the state word: odd is open, the next even value is closed. Workers join by
 themselves, whenever they come; a raised flag is worth something only if the state was still the same after it was
-raised, so the caller may close a run and wait for raised flags alone. Idle workers spin for some tens of microseconds,
-then sleep until the next run.
+raised, so the caller may close a run and wait for raised flags alone. Idle workers spin for longer than the time
+between two steps, then sleep until the next run. They never hold the GIL: to wake them takes no Python.
 """
 
 from __future__ import annotations
@@ -21,48 +21,49 @@ import weakref
 from collections.abc import Callable
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmcore.errors import LlmcoreError
 from llmcore.native import SCRATCH_BYTES
 from llmcore.native.code import loader
-from llmcore.native.control import ANNOUNCED, LINE, STOP, THREADS, WOKEN
+from llmcore.native.control import LINE, READY, THREADS
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def _function(name: str, result: Any, arguments: int) -> Callable[..., Any]:
-    """A function of :mod:`llmcore.native.loop`, called without the GIL."""
+def _function(name: str, arguments: int, result: Any = None) -> Callable[..., Any]:
     kind = ctypes.CFUNCTYPE(result, *[ctypes.c_int64] * arguments)
     return kind(loader().address(f"llmcore.native.loop:{name}"))
 
 
+class _Loop(NamedTuple):
+    """The functions of :mod:`llmcore.native.loop`."""
+
+    prepare: Callable[[int], None]
+    run: Callable[[int, int, int, int], int]
+    serve: Callable[[int, int, int], None]
+    stop: Callable[[int], None]
+
+
 @cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    return _function("run", None, 4), _function("announce", ctypes.c_int64, 2), _function("serve", ctypes.c_int64, 3)
+def _compiled() -> _Loop:
+    """Each is called without the GIL."""
+    run = _function("run", 4, ctypes.c_int64)
+    return _Loop(_function("prepare", 1), run, _function("serve", 3), _function("stop", 1))
 
 
-def _work(block: Table, thread: int, threads: int, bell: threading.Lock) -> None:
+def _serve(block: Table, thread: int, threads: int) -> None:
     """The body of a worker thread; it holds the control block, not the pool."""
-    serve = _compiled()[2]
-    while serve(block.ctypes.data, thread, threads):
-        bell.acquire()  # released by whoever took this thread's PARKED word back
+    _compiled().serve(block.ctypes.data, thread, threads)
 
 
-def _stop(block: Table, workers: list[threading.Thread], bells: list[threading.Lock]) -> None:
-    block[STOP // 8] = 1
-    for bell in bells:
-        _release(bell)
+def _stop(block: Table, workers: list[threading.Thread]) -> None:
+    _compiled().stop(block.ctypes.data)
     for worker in workers:
         if worker.ident is not None and worker is not threading.current_thread():
             worker.join()
-
-
-def _release(bell: threading.Lock) -> None:
-    if bell.locked():  # else it has been rung already, and nobody has come yet
-        bell.release()
 
 
 def _aligned_words(nbytes: int) -> Table:
@@ -91,32 +92,37 @@ class WorkerPool:
         self.threads = threads
         self._memory = _aligned_words(threads * SCRATCH_BYTES)
         self.scratch = int(self._memory.ctypes.data)
-        self._run, self._announce, _ = _compiled()
+        self._run = _compiled().run
         self._start_over()
+        _pools.add(self)
 
     def _start_over(self) -> None:
         """State without workers."""
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._block = _aligned_words(THREADS + self.threads * LINE)
         self._control = int(self._block.ctypes.data)
-        self._bells = [threading.Lock() for _ in range(1, self.threads)]
+        _compiled().prepare(self._control)
         self._workers = [self._worker(thread) for thread in range(1, self.threads)]
-        self._complete = self.threads == 1
-        self._finalizer = weakref.finalize(self, _stop, self._block, self._workers, self._bells)
+        self._finalizer = weakref.finalize(self, _stop, self._block, self._workers)
+
+    def forked(self) -> None:
+        """In a forked child: the workers, and whoever holds the lock or a mutex, are its parent's."""
+        if self._finalizer.detach() is not None:
+            self._start_over()
 
     def _worker(self, thread: int) -> threading.Thread:
-        bell = self._bells[thread - 1]
-        bell.acquire()
-        arguments = (self._block, thread, self.threads, bell)
-        return threading.Thread(target=_work, args=arguments, name=f"llmcore-{thread}", daemon=True)
+        arguments = (self._block, thread, self.threads)
+        return threading.Thread(target=_serve, args=arguments, name=f"llmcore-{thread}", daemon=True)
 
     def _start_workers(self) -> None:
         """Starts those that an earlier attempt, if it was interrupted, has not: never two of one number."""
-        for worker in self._workers:
-            if worker.ident is None:
-                worker.start()
-        self._complete = True
+        with self._lock:
+            if not self._finalizer.alive:
+                raise PoolClosedError("the worker pool is closed", remedy="run before closing it, or make another one")
+            for worker in self._workers:
+                if worker.ident is None:
+                    worker.start()
+            self._block[READY // 8] = 1
 
     def run(self, table: Table) -> None:
         """Runs every row of ``table`` (int64 [n, 2]: function address, operands address), one after the other.
@@ -131,34 +137,11 @@ class WorkerPool:
 
     def run_at(self, address: int, rows: int) -> None:
         """:meth:`run` for the table of ``rows`` rows at an address, which numpy takes a microsecond to say."""
-        if os.getpid() != self._pid and self._finalizer.alive:
-            self._start_over()
-        with self._lock:
-            if not self._finalizer.alive:
-                raise PoolClosedError("the worker pool is closed", remedy="run before closing it, or make another one")
-            if not self._complete:
-                self._start_workers()
-            try:
-                if self.threads > 1 and self._announce(self._control, self.threads):
-                    self._ring()
-                self._run(self._control, address, rows, self.threads)
-            except BaseException:
-                self._block[ANNOUNCED // 8] = 0  # else workers would await the run that has not come
-                raise
-
-    def _ring(self) -> None:
-        """Wakes those that ``_announce`` has counted. If it is interrupted, a bell may ring twice, but not never."""
-        for thread in range(1, self.threads):
-            word = (THREADS + thread * LINE + WOKEN) // 8
-            if self._block[word]:
-                _release(self._bells[thread - 1])
-                self._block[word] = 0
+        while not self._run(self._control, address, rows, self.threads):
+            self._start_workers()
 
     def close(self) -> None:
         """Ends the workers and waits for them; a second call does nothing."""
-        if os.getpid() != self._pid:  # a forked child: its workers, and whoever held the lock, are its parent's
-            self._finalizer.detach()
-            return
         with self._lock:
             self._finalizer()
 
@@ -169,3 +152,15 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for pool in _pools:
+        pool.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
