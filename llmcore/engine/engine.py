@@ -13,7 +13,7 @@ from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, 
 from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler, logprobs
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.engine.scheduler import Scheduled, Scheduler
+from llmcore.engine.scheduler import Scheduler
 from llmcore.errors import RequestError
 from llmcore.text.detokenizer import Detokenizer, StopStrings
 from llmcore.text.tokenizer import Tokenizer
@@ -21,11 +21,19 @@ from llmcore.text.tokenizer import Tokenizer
 
 @dataclass(eq=False)
 class Live:
-    """A request in the engine, with the state of its text."""
+    """A request in the engine, with the state of its text.
+
+    Attributes:
+        stops: None where no text ends the answer.
+        ends: the tokens that end it.
+        limit: tokens that the sequence may have.
+    """
 
     request: Request
     detokenizer: Detokenizer
-    stops: StopStrings
+    stops: StopStrings | None
+    ends: frozenset[int]
+    limit: int
 
 
 @dataclass
@@ -76,10 +84,16 @@ class Engine:
         with self._lock:
             request = Request(next(self._ids), ids, params, seed)
             self.scheduler.add(request)
-            self.live[request.id] = Live(
-                request, Detokenizer(self.tokenizer, continues=continues), StopStrings(params.stop)
-            )
+            self.live[request.id] = self._live(request, continues=continues)
         return request
+
+    def _live(self, request: Request, *, continues: bool) -> Live:
+        params, limit = request.params, self.scheduler.max_context
+        if params.max_tokens is not None:
+            limit = min(limit, len(request.prompt_ids) + params.max_tokens)
+        ends = self.eos_ids.difference(self.eos_ids if params.ignore_eos else ()).union(params.stop_token_ids)
+        stops = StopStrings(params.stop) if params.stop else None
+        return Live(request, Detokenizer(self.tokenizer, continues=continues), stops, ends, limit)
 
     def abort(self, request: Request) -> None:
         """Ends ``request`` now and frees its pages; nothing happens if it has ended."""
@@ -107,53 +121,51 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan:
             return
-        ending = [item for item in plan if item.complete]
-        plain = all(item.request.params.plain for item in ending)
-        result = self.runner.run([_work(item) for item in plan], head="ids" if plain else "logits")
-        requests = [item.request for item in ending]
-        tokens = result.tolist() if plain else self.sampler.sample(result, requests)
+        work: list[Work] = []
+        ending: list[Request] = []
+        plain = True
         for item in plan:
-            item.request.computed += item.count
-            self.counters.computed += item.count
+            request, start = item.request, item.request.computed
+            new = request.tokens[start : start + item.count]
+            work.append(Work(new, start, request.pages, (item.count - 1,) if item.complete else ()))
+            if item.complete:
+                ending.append(request)
+                plain = plain and request.params.plain
+        logits = None if plain else self.runner.run(work)
+        tokens = self.runner.greedy(work) if logits is None else self.sampler.sample(logits, ending)
         self.counters.steps += 1
-        for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
-            wanted = request.params.logprobs
-            extra = () if wanted is None else (logprobs(result[row], token, wanted),)
-            request.deltas.append(self._accept(self.live[request.id], token, extra))
+        row = 0
+        for item in plan:
+            request = item.request
+            request.computed += item.count
+            self.counters.computed += item.count
+            if item.complete:
+                wanted = request.params.logprobs
+                extra = () if wanted is None or logits is None else (logprobs(logits[row], tokens[row], wanted),)
+                request.deltas.append(self._accept(self.live[request.id], tokens[row], extra))
+                row += 1
 
     def _accept(self, live: Live, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
         """Appends ``token`` to a request and sees whether that ends it."""
         request = live.request
         request.tokens.append(token)
         self.counters.generated += 1
-        reason = self._reason(request, token)
-        piece = (
-            "" if reason == "stop" else live.detokenizer.push(token)
-        )  # the token that ends an answer is not part of it
+        reason: FinishReason | None = None
+        if token in live.ends:
+            reason, text = "stop", ""  # the token that ends an answer is not part of it
+        else:
+            reason = "length" if len(request.tokens) >= live.limit else None
+            text = live.detokenizer.push(token)
         if reason is not None:
-            piece += live.detokenizer.finish()
-        text = live.stops.push(piece)
-        if live.stops.stopped:
-            reason = "stop"
-        elif reason is not None:
-            text += live.stops.finish()
+            text += live.detokenizer.finish()
+        if live.stops is not None:
+            text = live.stops.push(text)
+            if live.stops.stopped:
+                reason = "stop"
+            elif reason is not None:
+                text += live.stops.finish()
         if reason is not None:
             request.finish_reason = reason
             self.scheduler.finish(request)
             del self.live[request.id]
         return Delta(request.id, text, (token,), extra, reason)
-
-    def _reason(self, request: Request, token: int) -> FinishReason | None:
-        params = request.params
-        if token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos):
-            return "stop"
-        limit = self.scheduler.max_context
-        if len(request.tokens) >= limit or request.generated_count == params.max_tokens:
-            return "length"
-        return None
-
-
-def _work(item: Scheduled) -> Work:
-    request, count = item.request, item.count
-    start = request.computed
-    return Work(request.tokens[start : start + count], start, request.pages, (count - 1,) if item.complete else ())

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RequestError
@@ -23,8 +23,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """What one step added to one request.
 
     Attributes:

@@ -45,23 +45,6 @@ class Work(NamedTuple):
     rows: Sequence[int] = ()
 
 
-def slots_of(pages: Sequence[int], start: int, stop: int, page_size: int) -> list[int]:
-    """Where keys and values of the positions ``start`` … ``stop`` - 1 go: page id times page size, plus offset.
-
-    ``pages`` are the sequence's.
-    """
-    if stop - start == 1:
-        return [pages[start // page_size] * page_size + start % page_size]
-    slots: list[int] = []
-    while start < stop:
-        block, offset = divmod(start, page_size)
-        count = min(page_size - offset, stop - start)
-        slot = pages[block] * page_size + offset
-        slots += range(slot, slot + count)
-        start += count
-    return slots
-
-
 @dataclass(frozen=True)
 class Sizes:
     """What the runner is built for.
@@ -115,7 +98,7 @@ def with_argmax(graph: Graph) -> Graph:
 
 @dataclass
 class Runner:
-    """Programs of one model by head (``logits`` or ``ids``) and bucket, made when first needed.
+    """Programs of one model by head (``logits`` or ``ids``) and tokens, made when first needed for a bucket.
 
     Attributes:
         arena_bound: bytes that no arena for the largest step could do without.
@@ -133,6 +116,7 @@ class Runner:
         """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""
         limits = self.sizes.limits
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes)
+        self._words = {name: array.data for name, array in self.inputs.arrays.items()}
         self._tables: list[list[int]] = [[] for _ in range(limits.seqs)]  # what block_tables holds
         self.outputs: dict[str, Array] = {}
         self.states: dict[int, Array] = {}
@@ -147,6 +131,7 @@ class Runner:
             dtype = np.dtype(NUMPY[value.dtype])
             block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             self.outputs[name] = block.view(dtype).reshape(shape)
+        self._ids = self.outputs["ids"].data
         largest = [self._fused(head, self.sizes.tokens) for head in self.graphs]
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
@@ -180,10 +165,12 @@ class Runner:
 
     def program(self, head: str, tokens: int) -> Program:
         """The program for ``head`` that holds ``tokens`` tokens."""
-        bucket = self._bucket(tokens)
-        program = self.programs.get((head, bucket))
+        program = self.programs.get((head, tokens))
         if program is None:
-            program = self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
+            bucket = self._bucket(tokens)
+            if (head, bucket) not in self.programs:
+                self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
+            program = self.programs[head, tokens] = self.programs[head, bucket]
         return program
 
     def bound(self, head: str, tokens: int) -> list[tuple[Node, Choice]]:
@@ -204,44 +191,46 @@ class Runner:
 
     def run(self, batch: Sequence[Work], head: str = "logits") -> Array:
         """Computes ``batch``; returns ``[rows, vocab]`` logits or ``[rows]`` ids, valid until the next run."""
+        return self.outputs[head][: self._run(batch, head)]
+
+    def greedy(self, batch: Sequence[Work]) -> list[int]:
+        """The most probable next token of every row of ``batch``."""
+        return self._ids[: self._run(batch, "ids")].tolist()
+
+    def _run(self, batch: Sequence[Work], head: str) -> int:
         tokens, rows = self._fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.program(head, tokens).run()
-        return self.outputs[head][:rows]
+        return rows
 
     def _fill(self, batch: Sequence[Work]) -> tuple[int, int]:
         """Writes the inputs of a step; returns its number of tokens and of wanted rows.
 
-        Everything is gathered in lists and written once: a call of numpy costs as much as dozens of list elements.
+        Word by word: after a step the caches hold weights alone, and for the few words of a decode step one call of
+        numpy has to bring more of its code back than all of this is.
         """
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        query_starts: list[int] = []
-        query_lens: list[int] = []
-        kv_lens: list[int] = []
-        rows: list[int] = []
+        words, page_size = self._words, self.sizes.page_size
+        token_ids, positions, slots, rows = words["token_ids"], words["positions"], words["slots"], words["rows"]
+        query_starts, query_lens, kv_lens = words["query_starts"], words["query_lens"], words["kv_lens"]
+        token = row = 0
         for s, (new_ids, start, pages, wanted) in enumerate(batch):
-            first, stop = len(token_ids), start + len(new_ids)
-            token_ids += new_ids
-            positions += range(start, stop)
-            slots += slots_of(pages, start, stop, self.sizes.page_size)
-            query_starts.append(first)
-            query_lens.append(stop - start)
-            kv_lens.append(stop)
-            rows += [first + row for row in wanted]
+            first, position = token, start
+            for token_id in new_ids:
+                token_ids[token] = token_id
+                positions[token] = position
+                slots[token] = pages[position // page_size] * page_size + position % page_size
+                token += 1
+                position += 1
+            query_starts[s] = first
+            query_lens[s] = token - first
+            kv_lens[s] = position
+            for offset in wanted:
+                rows[row] = first + offset
+                row += 1
             if self._tables[s] != pages:  # most steps add no page
                 self._tables[s] = list(pages)
                 self.inputs.arrays["block_tables"][s, : len(pages)] = pages
-        arrays, tokens, seqs = self.inputs.arrays, len(token_ids), len(batch)
-        arrays["token_ids"][:tokens] = token_ids
-        arrays["positions"][:tokens] = positions
-        arrays["slots"][:tokens] = slots
-        arrays["query_starts"][:seqs] = query_starts
-        arrays["query_lens"][:seqs] = query_lens
-        arrays["kv_lens"][:seqs] = kv_lens
-        arrays["rows"][: len(rows)] = rows
-        return tokens, len(rows)
+        return token, row
 
     @property
     def kv_bytes(self) -> int:

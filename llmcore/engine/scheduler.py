@@ -64,14 +64,15 @@ class Scheduler:
         preempted = False
         while budget > 0 and len(plan) < len(self.running):  # the latest ones may leave meanwhile
             request = self.running[len(plan)]
-            pending = request.pending
-            count = min(pending, budget)
-            preempted |= self._make_room(request, count)
-            if len(plan) == len(self.running):  # it was the latest itself
-                break
+            pending = len(request.tokens) - request.computed
+            count = pending if pending < budget else budget
+            if request.computed + count > len(request.pages) * self.page_size:
+                preempted |= self._make_room(request, count)
+                if len(plan) == len(self.running):  # it was the latest itself
+                    break
             plan.append(Scheduled(request, count, count == pending))
             budget -= count
-        if not preempted:
+        if self.waiting and not preempted:
             plan += self._admit(budget)
         return plan
 
@@ -101,7 +102,7 @@ class Scheduler:
         self._free(request)
 
     def _missing(self, request: Request, count: int) -> int:
-        """Pages that ``request`` still needs to hold ``count`` more tokens; none, or fewer, for those that it has."""
+        """Pages that ``request`` still needs to hold ``count`` more tokens."""
         return -(-(request.computed + count) // self.page_size) - len(request.pages)
 
     def _make_room(self, request: Request, count: int) -> bool:
@@ -110,8 +111,6 @@ class Scheduler:
         ``request`` may be the latest itself; it waits then.
         """
         missing = self._missing(request, count)
-        if missing <= 0:
-            return False
         preempted = False
         while not self.pool.can_allocate(missing):
             victim = self.running.pop()

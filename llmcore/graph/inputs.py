@@ -61,13 +61,15 @@ class StepInputs:
     def __init__(self, shapes: Mapping[str, tuple[Shape, str]], sizes: Mapping[str, int]) -> None:
         """Allocates every input at its largest size."""
         self.block = np.zeros(len(STEP_DIMS), np.int64)
+        self._words = self.block.data
         self.arrays: dict[str, Array] = {
             name: np.zeros(concrete(shape, sizes), NUMPY[dtype]) for name, (shape, dtype) in shapes.items()
         }
 
     def set_sizes(self, tokens: int, seqs: int, rows: int) -> None:
         """What the next run of a program covers."""
-        self.block[:] = (tokens, seqs, rows)
+        words = self._words
+        words[0], words[1], words[2] = tokens, seqs, rows
 
     def address_of(self, dim: str) -> int:
         """Where the current value of a step dimension lies."""

@@ -25,6 +25,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that is certain after ``token``."""
+        if not (self._held or self._strip):
+            text = self._tokenizer.token_text(token)
+            if text is not None:
+                return text
         if token in self._skipped:
             return ""
         return self._decode(self._tokenizer.token_bytes(token), last=False)

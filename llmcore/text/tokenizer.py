@@ -56,6 +56,7 @@ class Tokenizer(ABC):
         self.prefix = tuple(prefix)
         self.suffix = tuple(suffix)
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str] = {}
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of ``text``.
@@ -100,6 +101,16 @@ class Tokenizer(ABC):
         if found is None:
             found = self._bytes[token] = self._token_bytes(token) if 0 <= token < self.vocab_size else b""
         return found
+
+    def token_text(self, token: int) -> str | None:
+        """What ``token`` adds to a text that ends with a whole character; None for control tokens and broken UTF-8."""
+        text = self._texts.get(token)
+        if text is None and token not in self.special_ids:
+            try:
+                text = self._texts[token] = self.token_bytes(token).decode()
+            except UnicodeDecodeError:
+                return None
+        return text
 
     def special_texts(self) -> dict[str, int]:
         """Text → id of every control token."""

@@ -1,19 +1,64 @@
 """What the runner writes for a step, without a model."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcore.engine.runner import slots_of
+from llmcore.engine.runner import Runner, Sizes, Work
+from llmcore.graph.inputs import StepInputs, input_shapes
+
+SIZES = Sizes(tokens=40, seqs=4, rows=40, context=64, page_size=4, pages=99)
+works = st.builds(
+    lambda start, count, wanted, random: Work(
+        [random.randrange(1000) for _ in range(count)],
+        start,
+        random.sample(range(99), -(-(start + count) // SIZES.page_size)),
+        sorted(random.sample(range(count), min(wanted, count))),
+    ),
+    st.integers(0, 50),
+    st.integers(1, 10),
+    st.integers(0, 3),
+    st.randoms(),
+)
 
 
-@given(st.integers(1, 20), st.integers(0, 60), st.integers(1, 50), st.randoms())
-def test_every_position_has_its_place_in_its_page(page_size, start, count, random):
-    pages = random.sample(range(1000), -(-(start + count) // page_size))
-    found = slots_of(pages, start, start + count, page_size)
-    assert found == [pages[at // page_size] * page_size + at % page_size for at in range(start, start + count)]
+def runner() -> Any:
+    """The part of a runner that writes inputs."""
+    inputs = StepInputs(input_shapes(SIZES.limits.blocks), SIZES.limits.sizes)
+    words = {name: array.data for name, array in inputs.arrays.items()}
+    return SimpleNamespace(inputs=inputs, sizes=SIZES, _words=words, _tables=[[] for _ in range(SIZES.seqs)])
 
 
-def test_a_position_without_a_page():
+@given(st.lists(st.lists(works, min_size=1, max_size=4), min_size=1, max_size=3))
+def test_every_word_of_a_step(batches: list[list[Work]]) -> None:
+    made = runner()
+    for batch in batches:
+        tokens, rows = Runner._fill(made, batch)
+        found = {name: array.tolist() for name, array in made.inputs.arrays.items()}
+        ends = np.cumsum([len(work.token_ids) for work in batch]).tolist()
+        starts = [0, *ends[:-1]]
+        places = [
+            (start + at, work.pages)
+            for start, work in ((w.start, w) for w in batch)
+            for at in range(len(work.token_ids))
+        ]
+        assert tokens == ends[-1]
+        assert found["token_ids"][:tokens] == [token for work in batch for token in work.token_ids]
+        assert found["positions"][:tokens] == [at for at, _ in places]
+        assert found["slots"][:tokens] == [pages[at // 4] * 4 + at % 4 for at, pages in places]
+        assert found["query_starts"][: len(batch)] == starts
+        assert found["query_lens"][: len(batch)] == [len(work.token_ids) for work in batch]
+        assert found["kv_lens"][: len(batch)] == [work.start + len(work.token_ids) for work in batch]
+        wanted = [start + row for start, work in zip(starts, batch, strict=True) for row in work.rows]
+        assert found["rows"][:rows] == wanted
+        for s, work in enumerate(batch):
+            assert found["block_tables"][s][: len(work.pages)] == work.pages
+
+
+def test_a_position_without_a_page() -> None:
     with pytest.raises(IndexError):
-        slots_of([3], 16, 17, 16)
+        Runner._fill(runner(), [Work([1], 16, [3, 4, 5, 6], [0])])
