@@ -75,11 +75,11 @@ class NativeSegment:
             self.operands[start + 1] = pool.scratch
             start += HEADER + len(operands)
             self.operands[start - len(operands) : start] = operands
-        self.place = int(self.table.ctypes.data), len(self.table)
+        self.address = int(self.table.ctypes.data)
 
     def run(self) -> None:
         """One pass of the compiled loop."""
-        self.pool.run_at(*self.place)
+        self.pool.run_at(self.address, len(self.table))
 
     def run_node(self, index: int) -> None:
         """The compiled loop over one node's calls."""
