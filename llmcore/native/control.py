@@ -16,6 +16,5 @@ MUTEX, BELL = 4 * LINE, 5 * LINE  # pthread's mutex and condition that they slee
 THREADS = 6 * LINE
 FLAG = 0  # within a thread's line; it holds the row + 1 that the thread works on
 
-PAUSES = 256  # before a waiting thread offers its processor to others
-YIELDS = 32  # and this often, before it sleeps
-IDLE_ROUNDS = 50  # of PAUSES each before an idle worker goes to sleep: a few hundred µs, longer than between two steps
+PAUSES = 2048  # some tens of µs, before a thread that waits for others sleeps
+IDLE_PAUSES = 12_800  # before an idle worker goes to sleep: a few hundred µs, longer than between two steps

@@ -13,7 +13,7 @@ from llmcore.native.control import (
     BELL,
     FLAG,
     FRONT,
-    IDLE_ROUNDS,
+    IDLE_PAUSES,
     LINE,
     MUTEX,
     PAUSES,
@@ -25,7 +25,6 @@ from llmcore.native.control import (
     TABLE,
     THREADS,
     TURN,
-    YIELDS,
 )
 from llmcore.native.memory import (
     call_kernel,
@@ -39,7 +38,6 @@ from llmcore.native.memory import (
     store_release,
 )
 
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 _mutex_init = types.ExternalFunction("pthread_mutex_init", types.int32(types.int64, types.int64))
 _mutex_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
@@ -56,15 +54,17 @@ def _line(control: int, thread: int) -> int:
 
 @inlined  # type: ignore[untyped-decorator]
 def _await_change(address: int, value: int) -> None:
-    """Waits until the word at ``address`` is not ``value``."""
+    """Waits until the word at ``address`` is not ``value``.
+
+    After a while whoever we wait for has lost its processor, and may need the time that spinning takes. A thread that
+    sleeps is soon back; one that yields is put behind all others, by Linux from 6.18 on.
+    """
     spins = 0
     while load_acquire(address) == value:
         spins += 1
         if spins < PAUSES:
             pause()
-        elif spins < PAUSES + YIELDS:
-            _sched_yield()
-        else:  # whoever we wait for has lost its processor: it may need the time that spinning takes
+        else:
             _usleep(50)
 
 
@@ -151,7 +151,7 @@ def serve(control: int, thread: int, threads: int) -> None:
 @inlined  # type: ignore[untyped-decorator]
 def _spin(control: int, state: int) -> bool:
     """Waits a little for another state; says whether it came."""
-    for _ in range(IDLE_ROUNDS * PAUSES):
+    for _ in range(IDLE_PAUSES):
         pause()
         if load_acquire(control + STATE) != state:
             return True
