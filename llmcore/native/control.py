@@ -7,8 +7,9 @@ cache lines apart, since processors fetch pairs.
 from __future__ import annotations
 
 LINE = 128
-STATE, TABLE, ROWS, STOP = 0, 8, 16, 24
-READY = 32  # whether runs are accepted: workers are started, and not stopped
+STATE, TABLE, ROWS = 0, 8, 16
+STOPPED = -2  # a state that no run has
+READY = 24  # whether runs are accepted: workers are started, and not stopped
 FRONT = LINE  # rows that thread 0 has passed: where a late thread begins
 TURN = 2 * LINE  # pthread's mutex, 64 bytes at most, that a run holds
 SLEEPERS = 3 * LINE  # workers that are asleep, or about to be
@@ -16,5 +17,5 @@ MUTEX, BELL = 4 * LINE, 5 * LINE  # pthread's mutex and condition that they slee
 THREADS = 6 * LINE
 FLAG = 0  # within a thread's line; it holds the row + 1 that the thread works on
 
-PAUSES = 2048  # some tens of µs, before a thread that waits for others sleeps
+PAUSES = 2048  # some tens of µs, before a thread that waits for others within a run sleeps
 IDLE_PAUSES = 12_800  # before an idle worker goes to sleep: a few hundred µs, longer than between two steps

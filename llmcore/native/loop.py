@@ -21,7 +21,7 @@ from llmcore.native.control import (
     ROWS,
     SLEEPERS,
     STATE,
-    STOP,
+    STOPPED,
     TABLE,
     THREADS,
     TURN,
@@ -57,7 +57,8 @@ def _await_change(address: int, value: int) -> None:
     """Waits until the word at ``address`` is not ``value``.
 
     After a while whoever we wait for has lost its processor, and may need the time that spinning takes. A thread that
-    sleeps is soon back; one that yields is put behind all others, by Linux from 6.18 on.
+    sleeps is soon back; one that yields is put behind all others, by Linux from 6.18 on; and one that is woken up is
+    often put on the processor of whoever woke it.
     """
     spins = 0
     while load_acquire(address) == value:
@@ -66,6 +67,34 @@ def _await_change(address: int, value: int) -> None:
             pause()
         else:
             _usleep(50)
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _await_state(control: int, state: int) -> None:
+    """Waits until the state is not ``state``: spins for longer than steps are apart, then sleeps until it is told."""
+    for _ in range(IDLE_PAUSES):
+        if load_acquire(control + STATE) != state:
+            return
+        pause()
+    _mutex_lock(control + MUTEX)
+    fetch_add(control + SLEEPERS, 1)
+    while load_ordered(control + STATE) == state:
+        _cond_wait(control + BELL, control + MUTEX)
+    fetch_add(control + SLEEPERS, -1)
+    _mutex_unlock(control + MUTEX)
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _tell(control: int, state: int) -> None:
+    """Sets the state and wakes the sleepers. A worker that is not among them yet will see it.
+
+    Once the mutex was free, none of them is between its look at the state and its sleep.
+    """
+    exchange(control + STATE, state)
+    if load_ordered(control + SLEEPERS) != 0:
+        _mutex_lock(control + MUTEX)
+        _mutex_unlock(control + MUTEX)
+        _cond_broadcast(control + BELL)
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -115,9 +144,7 @@ def _run_together(control: int, address: int, rows: int, threads: int) -> None:
     store_i64(control + ROWS, rows)
     store_i64(control + FRONT, 0)
     state = load_i64(control + STATE) + 1
-    exchange(control + STATE, state)
-    if load_ordered(control + SLEEPERS) != 0:
-        _wake(control)
+    _tell(control, state)
     _walk(control, state, 0, threads)
     exchange(control + STATE, state + 1)
     for thread in range(1, threads):
@@ -127,46 +154,15 @@ def _run_together(control: int, address: int, rows: int, threads: int) -> None:
             _await_change(flag, raised)
 
 
-@inlined  # type: ignore[untyped-decorator]
-def _wake(control: int) -> None:
-    """Wakes every sleeper: once the mutex was free, none of them is between its look at the state and its sleep."""
-    _mutex_lock(control + MUTEX)
-    _mutex_unlock(control + MUTEX)
-    _cond_broadcast(control + BELL)
-
-
 @native_function("void(int64, int64, int64)")
 def serve(control: int, thread: int, threads: int) -> None:
     """A worker's side: joins runs as they come, until the pool is stopped."""
-    done = 0
-    while load_acquire(control + STOP) == 0:
-        state = load_acquire(control + STATE)
-        if state & 1 and state != done:
+    state = load_acquire(control + STATE)
+    while state != STOPPED:
+        if state & 1:
             _walk(control, state, thread, threads)
-            done = state
-        elif not _spin(control, state):
-            _sleep(control, state)
-
-
-@inlined  # type: ignore[untyped-decorator]
-def _spin(control: int, state: int) -> bool:
-    """Waits a little for another state; says whether it came."""
-    for _ in range(IDLE_PAUSES):
-        pause()
-        if load_acquire(control + STATE) != state:
-            return True
-    return False
-
-
-@inlined  # type: ignore[untyped-decorator]
-def _sleep(control: int, state: int) -> None:
-    """Sleeps until there is another state, or the pool is stopped."""
-    _mutex_lock(control + MUTEX)
-    fetch_add(control + SLEEPERS, 1)  # whoever changes the state after we have looked at it sees this
-    while load_ordered(control + STATE) == state and load_ordered(control + STOP) == 0:
-        _cond_wait(control + BELL, control + MUTEX)
-    fetch_add(control + SLEEPERS, -1)
-    _mutex_unlock(control + MUTEX)
+        _await_state(control, state)
+        state = load_acquire(control + STATE)
 
 
 @native_function("void(int64)")
@@ -182,6 +178,5 @@ def stop(control: int) -> None:
     """Lets every worker return from :func:`serve`, after the run that is under way."""
     _mutex_lock(control + TURN)
     store_i64(control + READY, 0)
-    exchange(control + STOP, 1)
-    _wake(control)
+    _tell(control, STOPPED)
     _mutex_unlock(control + TURN)

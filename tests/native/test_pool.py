@@ -133,6 +133,18 @@ def test_an_empty_table_and_reuse_after_a_pause() -> None:
             time.sleep(0.02)  # the worker goes to sleep
 
 
+def test_a_worker_may_fall_asleep_at_any_moment() -> None:
+    """Around the time after which idle workers sleep: none of them misses a run, or the pool's end."""
+    for pause in np.linspace(0, 2e-3, 40):
+        with WorkerPool(3) as pool:
+            chain = Chain(pool, 1)
+            for _ in range(5):
+                chain.check(runs=1)
+                time.sleep(pause)
+            assert worker_takes_part(pool)
+            time.sleep(pause)
+
+
 def test_idle_workers_burn_no_cpu() -> None:
     with WorkerPool(3) as pool:
         Chain(pool, 1).check(runs=10)
