@@ -21,9 +21,9 @@ ONLY = Flag("--only", "measure some of it: names of parts, with commas between",
 LARGEST = 1 << 20
 
 
-def count(given: Mapping[str, str], flag: Flag, default: int, least: int = 1) -> int:
+def count(given: Mapping[str, str], flag: Flag, default: int, least: int = 1, most: int = LARGEST) -> int:
     """The number that a flag was given; raises :class:`ConfigError` where it is none, or out of range."""
-    return _number(given[flag.name], flag, least) if flag.name in given else default
+    return _number(given[flag.name], flag, least, most) if flag.name in given else default
 
 
 def counts(given: Mapping[str, str], flag: Flag, default: Sequence[int], least: int = 1) -> tuple[int, ...]:
@@ -33,11 +33,11 @@ def counts(given: Mapping[str, str], flag: Flag, default: Sequence[int], least: 
     return tuple(sorted({_number(part, flag, least) for part in given[flag.name].split(",")}))
 
 
-def _number(text: str, flag: Flag, least: int) -> int:
+def _number(text: str, flag: Flag, least: int, most: int = LARGEST) -> int:
     text = text.strip()
-    if not text.isdecimal() or not least <= int(text) <= LARGEST:
+    if not text.isdecimal() or not least <= int(text) <= most:
         several = ", or several with commas between" if "," in flag.metavar else ""
-        raise ConfigError(f"{flag.name} is {text!r}", remedy=f"it must be a number from {least} to {LARGEST}{several}")
+        raise ConfigError(f"{flag.name} is {text!r}", remedy=f"it must be a number from {least} to {most}{several}")
     return int(text)
 
 

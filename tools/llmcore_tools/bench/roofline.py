@@ -141,16 +141,24 @@ def round_trip_ns(pool: WorkerPool) -> float | None:
     return min(found, default=None)
 
 
-def empty_row_s(pool: WorkerPool) -> float:
-    """Seconds that it takes to run a row that has no work, by itself: one of the shortest tries."""
+def empty_row(pool: WorkerPool) -> NativeSegment:
+    """A row that has no work, to be run as a node is."""
     from llmcore_tools.bench.probes import nothing
 
-    run = _row(pool, nothing(), [])
-    return sorted(_seconds(run) for _ in range(EMPTY_RUNS))[EMPTY_RUNS // 20]
+    return _segment(pool, nothing(), [])
+
+
+def empty_row_s(empty: NativeSegment) -> float:
+    """Seconds that it takes to run a row that has no work, by itself: one of the shortest tries."""
+    return sorted(_seconds(lambda: empty.run_node(0)) for _ in range(EMPTY_RUNS))[EMPTY_RUNS // 20]
+
+
+def _segment(pool: WorkerPool, function: int, operands: list[int]) -> NativeSegment:
+    return NativeSegment(pool, [0], [NativeRow(function, operands)])
 
 
 def _row(pool: WorkerPool, function: int, operands: list[int]) -> Callable[[], None]:
-    return NativeSegment(pool, [0], [NativeRow(function, operands)]).run
+    return _segment(pool, function, operands).run
 
 
 def _seconds(run: Callable[[], None]) -> float:

@@ -2,7 +2,7 @@
 
 A node run again and again by itself finds its weights in the cache, which in a step it does not. So the nodes are run
 in their order, one at a time, and each is timed in every pass. What it costs to start a node alone is measured too and
-taken off.
+taken off; since it costs more once the node before has driven it out of the caches, a row without work comes between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmcore.errors import ConfigError
 from llmcore.weights.formats import tensor_format
 from llmcore_tools.bench.costs import Attended, Call, Cost, cost
 from llmcore_tools.bench.measure import Series
-from llmcore_tools.bench.roofline import Roofline, empty_row_s
+from llmcore_tools.bench.roofline import Roofline, empty_row, empty_row_s
 
 if TYPE_CHECKING:
     from llmcore.graph.graph import Node
@@ -135,7 +135,9 @@ def anatomy(llm: LLM, step: Step, repeats: int, seed: int) -> Anatomy:
     """Times a step, its program and each node of it ``repeats`` times, after a pass that does not count."""
     bound = llm.runner.bound(HEAD, step.tokens)
     program = llm.runner.program(HEAD, step.tokens)
-    start_s = empty_row_s(llm.runner.pool()) if any(s.kind == "native" for s in program.segments) else 0.0
+    native = any(segment.kind == "native" for segment in program.segments)
+    empty = empty_row(llm.runner.pool()) if native else None
+    start_s = empty_row_s(empty) if empty else 0.0
     steps: list[float] = []
     programs: list[float] = []
     nodes: list[list[float]] = [[] for _ in bound]
@@ -148,8 +150,11 @@ def anatomy(llm: LLM, step: Step, repeats: int, seed: int) -> Anatomy:
             steps.append(between - start)
             programs.append(time.perf_counter() - between)
             for segment in program.segments:
-                off = start_s if segment.kind == "native" else 0.0
+                before = empty if segment.kind == "native" else None
+                off = start_s if before else 0.0
                 for index, node in enumerate(segment.nodes):
+                    if before:
+                        before.run_node(0)
                     start = time.perf_counter()
                     segment.run_node(index)
                     nodes[node].append(max(time.perf_counter() - start - off, LEAST_S))

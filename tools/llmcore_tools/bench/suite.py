@@ -1,4 +1,4 @@
-"""``llmcore bench``: a whole model's speed: prefill, decode over depth, batched decode, start-up, memory."""
+"""``llmcore bench``: a whole model: prefill, decode over depth, batched and on a busy machine, start-up, memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import VERSION, Flag, extract
 from llmcore.config.command import Command, Job
-from llmcore_tools.bench import machine, options, processes, roofline, workloads
+from llmcore_tools.bench import busy, machine, options, processes, roofline, workloads
 from llmcore_tools.bench.measure import Series, in_turns
 from llmcore_tools.bench.report import Report, Table, show
 from llmcore_tools.bench.trials import KINDS, Lengths, Trial, trials, workload_for
@@ -19,15 +19,16 @@ from llmcore_tools.bench.workloads import Workload
 if TYPE_CHECKING:
     from llmcore.llm import LLM
 
-PARTS = (*KINDS, "start", "memory")
+PARTS = (*KINDS, "busy", "start", "memory")
 COLD = Flag("--cold", "start-up with an empty cache too: everything is compiled and packed anew, each time")
 CONTEXT = Flag("--context", "memory: tokens of the sequence (2048 by default)", "N")
+OTHERS = Flag("--others", "busy: processes that compute at the same time (3 by default)", "N")
 COLD_SAMPLES = 3  # at most
 SHORT = Workload(16, 0)
 COMMAND = Command(
     "llmcore bench",
     "measure a model's speed here (`llmcore bench ops` and `llmcore bench against llama.cpp` measure other things)",
-    (*options.LENGTHS, CONTEXT, COLD, options.REPEATS, options.ONLY, *options.OUTPUT),
+    (*options.LENGTHS, OTHERS, CONTEXT, COLD, options.REPEATS, options.ONLY, *options.OUTPUT),
 )
 
 
@@ -46,18 +47,25 @@ def run(job: Job, settings: Sequence[str]) -> int:
     chosen = options.parts(given, PARTS)
     repeats = options.count(given, options.REPEATS, 7)
     context = options.count(given, CONTEXT, 2048, least=16)
+    others = options.count(given, OTHERS, 3, most=busy.MOST)
     every = trials(Lengths.of(given, chosen))
+    beside = Trial("decode", Workload(1, options.count(given, options.TOKENS, 64)))
+    work = [trial.work for trial in (*every, *([beside] if "busy" in chosen else ()))]
     results: dict[str, Any] = {"repeats": repeats}
     tables: list[Table] = []
-    llm = load(workloads.fitted(job.config, [trial.work for trial in every]))
+    llm = load(workloads.fitted(job.config, work))
     try:
-        workloads.check_fits(llm, [trial.work for trial in every])
+        workloads.check_fits(llm, work)
         own = processes.Program.of(llm, settings) if {"start", "memory"} & set(chosen) and job.number is None else None
         measured_on = machine.facts(llm, llm.threads, roofline.machine_state(llm.threads, machine.weight_bytes(llm)))
         if every:
             found = speeds(llm, every, repeats, job.config.seed or 0)
             results["speed"] = [trial.as_json(found[trial]) for trial in every]
             tables.append(speed_table(found, repeats))
+        if "busy" in chosen:
+            ratio = busy.compare(llm, beside, others, repeats, job.config.seed or 0)
+            results["busy"] = busy.as_json(beside, others, ratio)
+            tables.append(busy.table(beside, others, ratio, repeats))
         if "start" in chosen:
             waits = start_up(llm, own, repeats, job.config.seed or 0, cold=COLD.name in given)
             results["start"] = {name: wait.as_json() for name, wait in waits.items()}
