@@ -124,22 +124,20 @@ class Engine:
         work: list[Work] = []
         ending: list[Request] = []
         plain = True
-        for item in plan:
-            request, start = item.request, item.request.computed
-            new = request.tokens[start : start + item.count]
-            work.append(Work(new, start, request.pages, (item.count - 1,) if item.complete else ()))
-            if item.complete:
+        for request, new, complete in plan:
+            start = request.computed
+            work.append((request.tokens[start : start + new], start, request.pages, (new - 1,) if complete else ()))
+            if complete:
                 ending.append(request)
                 plain = plain and request.params.plain
         logits = None if plain else self.runner.run(work)
         tokens = self.runner.greedy(work) if logits is None else self.sampler.sample(logits, ending)
         self.counters.steps += 1
         row = 0
-        for item in plan:
-            request = item.request
-            request.computed += item.count
-            self.counters.computed += item.count
-            if item.complete:
+        for request, new, complete in plan:
+            request.computed += new
+            self.counters.computed += new
+            if complete:
                 wanted = request.params.logprobs
                 extra = () if wanted is None or logits is None else (logprobs(logits[row], tokens[row], wanted),)
                 request.deltas.append(self._accept(self.live[request.id], tokens[row], extra))

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmcore.engine.engine import Engine
 from llmcore.engine.results import Explanation, KVCacheUse, MemoryUse
-from llmcore.engine.runner import Runner, Work
+from llmcore.engine.runner import Runner
 from llmcore.errors import ConfigError, RequestError
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ def trace(engine: Engine, ids: Sequence[int], chunk: int | None = None) -> dict[
     try:
         for start in range(0, len(ids), step):
             part = ids[start : start + step]
-            runner.run([Work(part, start, pages, range(len(part)))])
+            runner.run([(part, start, pages, range(len(part)))])
             for name, output in outputs.items():
                 found[name][start : start + len(part)] = output[: len(part)]
         return found

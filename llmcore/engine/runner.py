@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,20 +29,12 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-class Work(NamedTuple):
-    """New tokens of one sequence in a step.
+Work = tuple[Sequence[int], int, Sequence[int], Sequence[int]]
+"""New tokens of one sequence in a step: ``(token_ids, start, pages, rows)``.
 
-    Attributes:
-        token_ids: the tokens to compute.
-        start: the position of the first of them.
-        pages: the sequence's pages; they hold ``start + len(token_ids)`` tokens or more.
-        rows: which of the tokens, counted from the first, want logits.
-    """
-
-    token_ids: Sequence[int]
-    start: int
-    pages: Sequence[int]
-    rows: Sequence[int] = ()
+``start`` is the position of the first token. ``pages`` are the sequence's, and hold ``start + len(token_ids)`` tokens
+or more. ``rows`` says which of the tokens, counted from the first, want logits. Bare, as one is made in every step.
+"""
 
 
 @dataclass(frozen=True)

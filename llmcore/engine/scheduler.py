@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from llmcore.cache.pages import PagePool
 from llmcore.engine.request import Request
 from llmcore.errors import RequestError
 
-
-@dataclass(slots=True)
-class Scheduled:
-    """``count`` tokens of ``request``, from its first one that is not in the cache.
-
-    ``complete``: the step reaches the sequence's end, so that a new token follows.
-    """
-
-    request: Request
-    count: int
-    complete: bool
+Scheduled = tuple[Request, int, bool]
+"""How many tokens of a request, from its first one that is not in the cache; and whether the step reaches the
+sequence's end, so that a new token follows. Bare, as one is made for each sequence in every step.
+"""
 
 
 class Scheduler:
@@ -70,7 +62,7 @@ class Scheduler:
                 preempted |= self._make_room(request, count)
                 if len(plan) == len(self.running):  # it was the latest itself
                     break
-            plan.append(Scheduled(request, count, count == pending))
+            plan.append((request, count, count == pending))
             budget -= count
         if self.waiting and not preempted:
             plan += self._admit(budget)
@@ -89,7 +81,7 @@ class Scheduler:
             self.running.append(request)
             request.pages += self.pool.allocate(missing)
             count = min(pending, budget)
-            plan.append(Scheduled(request, count, count == pending))
+            plan.append((request, count, count == pending))
             budget -= count
         return plan
 

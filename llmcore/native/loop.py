@@ -57,8 +57,8 @@ def _await_change(address: int, value: int) -> None:
     """Waits until the word at ``address`` is not ``value``.
 
     After a while whoever we wait for has lost its processor, and may need the time that spinning takes. A thread that
-    sleeps is soon back; one that yields is put behind all others, by Linux from 6.18 on; and one that is woken up is
-    often put on the processor of whoever woke it.
+    sleeps is soon back; one that yields is put behind all others (Linux 6.18); and one that somebody wakes is often put
+    on the processor of whoever did.
     """
     spins = 0
     while load_acquire(address) == value:

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from llmcore.graph.inputs import StepInputs, input_shapes
 
 SIZES = Sizes(tokens=40, seqs=4, rows=40, context=64, page_size=4, pages=99)
 works = st.builds(
-    lambda start, count, wanted, random: Work(
+    lambda start, count, wanted, random: (
         [random.randrange(1000) for _ in range(count)],
         start,
         random.sample(range(99), -(-(start + count) // SIZES.page_size)),
@@ -39,26 +38,22 @@ def test_every_word_of_a_step(batches: list[list[Work]]) -> None:
     for batch in batches:
         tokens, rows = Runner._fill(made, batch)
         found = {name: array.tolist() for name, array in made.inputs.arrays.items()}
-        ends = np.cumsum([len(work.token_ids) for work in batch]).tolist()
-        starts = [0, *ends[:-1]]
-        places = [
-            (start + at, work.pages)
-            for start, work in ((w.start, w) for w in batch)
-            for at in range(len(work.token_ids))
-        ]
-        assert tokens == ends[-1]
-        assert found["token_ids"][:tokens] == [token for work in batch for token in work.token_ids]
+        lengths = [len(ids) for ids, *_ in batch]
+        firsts = [sum(lengths[:s]) for s in range(len(batch))]
+        places = [(start + at, pages) for ids, start, pages, _ in batch for at in range(len(ids))]
+        assert tokens == sum(lengths)
+        assert found["token_ids"][:tokens] == [token for ids, *_ in batch for token in ids]
         assert found["positions"][:tokens] == [at for at, _ in places]
         assert found["slots"][:tokens] == [pages[at // 4] * 4 + at % 4 for at, pages in places]
-        assert found["query_starts"][: len(batch)] == starts
-        assert found["query_lens"][: len(batch)] == [len(work.token_ids) for work in batch]
-        assert found["kv_lens"][: len(batch)] == [work.start + len(work.token_ids) for work in batch]
-        wanted = [start + row for start, work in zip(starts, batch, strict=True) for row in work.rows]
+        assert found["query_starts"][: len(batch)] == firsts
+        assert found["query_lens"][: len(batch)] == lengths
+        assert found["kv_lens"][: len(batch)] == [start + len(ids) for ids, start, _, _ in batch]
+        wanted = [first + row for first, (*_, rows) in zip(firsts, batch, strict=True) for row in rows]
         assert found["rows"][:rows] == wanted
-        for s, work in enumerate(batch):
-            assert found["block_tables"][s][: len(work.pages)] == work.pages
+        for s, (_, _, pages, _) in enumerate(batch):
+            assert found["block_tables"][s][: len(pages)] == pages
 
 
 def test_a_position_without_a_page() -> None:
     with pytest.raises(IndexError):
-        Runner._fill(runner(), [Work([1], 16, [3, 4, 5, 6], [0])])
+        Runner._fill(runner(), [([1], 16, [3, 4, 5, 6], [0])])

@@ -22,13 +22,14 @@ def request(i, prompt, answer=1):
 def advance(schedule, plan):
     """What the engine does after a step: the work is in the cache, and a sequence that ended gets a token or leaves."""
     done = []
-    for item in plan:
-        item.request.computed += item.count
-        if item.request.pending == 0:
-            item.request.tokens.append(7)
-            if len(item.request.generated) == item.request.params.max_tokens:
-                schedule.finish(item.request)
-                done.append(item.request.id)
+    for running, count, complete in plan:
+        running.computed += count
+        assert complete == (running.pending == 0)
+        if complete:
+            running.tokens.append(7)
+            if len(running.generated) == running.params.max_tokens:
+                schedule.finish(running)
+                done.append(running.id)
     return done
 
 
@@ -45,11 +46,11 @@ def test_every_request_finishes_within_all_bounds(shapes, pages, budget):
     finished = []
     for _ in range(5000):
         plan = schedule.schedule()
-        assert sum(item.count for item in plan) <= budget
+        assert sum(count for _, count, _ in plan) <= budget
         assert len(plan) <= schedule.max_seqs
-        for item in plan:
-            assert 1 <= item.count <= item.request.pending
-            assert len(item.request.pages) * schedule.page_size >= item.request.computed + item.count
+        for running, count, _ in plan:
+            assert 1 <= count <= running.pending
+            assert len(running.pages) * schedule.page_size >= running.computed + count
         held = [page for r in schedule.running for page in r.pages]
         assert len(held) == len(set(held)) == pages - schedule.pool.free
         finished += advance(schedule, plan)
@@ -64,7 +65,7 @@ def test_running_sequences_come_before_waiting_ones_and_long_prompts_in_chunks()
     schedule.add(request(0, 3, answer=5))
     advance(schedule, schedule.schedule())
     schedule.add(request(1, 20))
-    assert [(i.request.id, i.count, i.complete) for i in schedule.schedule()] == [(0, 1, True), (1, 7, False)]
+    assert [(r.id, count, complete) for r, count, complete in schedule.schedule()] == [(0, 1, True), (1, 7, False)]
 
 
 def test_a_prompt_waits_until_all_of_it_fits():
@@ -76,7 +77,7 @@ def test_a_prompt_waits_until_all_of_it_fits():
     advance(schedule, schedule.schedule())
     assert schedule.running == [first]  # the second needs two pages, and only one is free
     advance(schedule, schedule.schedule())  # the first has its answer
-    assert [item.request for item in schedule.schedule()] == [second]
+    assert [item[0] for item in schedule.schedule()] == [second]
 
 
 def test_preemption_frees_the_victim():
@@ -86,7 +87,7 @@ def test_preemption_frees_the_victim():
         schedule.add(each)
     advance(schedule, schedule.schedule())
     plan = schedule.schedule()  # each needs one more page and one is left
-    assert [item.request for item in plan] == [first]
+    assert [item[0] for item in plan] == [first]
     assert (second.computed, second.pages) == (0, [])
     assert list(schedule.waiting) == [second]
 

@@ -19,12 +19,12 @@ OpenLLM = Callable[..., LLM]
 
 def run(llm: LLM, batch: Sequence[Work]) -> list[np.ndarray]:
     """One step; the logits of each of its sequences."""
-    rows = llm.runner.run(batch).copy()
-    return np.split(rows, np.cumsum([len(work.rows) for work in batch])[:-1])
+    logits = llm.runner.run(batch).copy()
+    return np.split(logits, np.cumsum([len(rows) for *_, rows in batch])[:-1])
 
 
 def whole(ids: Sequence[int], pages: Sequence[int]) -> Work:
-    return Work(ids, 0, pages, range(len(ids)))
+    return ids, 0, pages, range(len(ids))
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
@@ -36,8 +36,8 @@ def test_ragged_batch(tiny_model: MakeTiny, open_llm: OpenLLM, family: str, back
     a, b, c = model.ids(19, seed=1), model.ids(13, seed=2), model.ids(25, seed=3)
     alone = [run(llm, [whole(ids, range(4))])[0] for ids in (a, b, c)]
     pages = ([9, 3, 30], [4, 17], [31, 0, 12, 5])
-    run(llm, [Work(b[:12], 0, pages[1]), Work(c[:9], 0, pages[2])])
-    batch = [Work(c[9:], 9, pages[2], range(16)), whole(a, pages[0]), Work(b[12:], 12, pages[1], [0])]
+    run(llm, [(b[:12], 0, pages[1], ()), (c[:9], 0, pages[2], ())])
+    batch = [(c[9:], 9, pages[2], range(16)), whole(a, pages[0]), (b[12:], 12, pages[1], [0])]
     together = run(llm, batch)
     expected = [alone[2][9:], alone[0], alone[1][12:]]
     for mine, single in zip(together, expected, strict=True):

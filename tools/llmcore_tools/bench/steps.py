@@ -121,9 +121,9 @@ def prepared(llm: LLM, step: Step, seed: int) -> Iterator[list[Work]]:
         for pages in held:
             for start in range(0, step.depth, sizes.tokens):
                 ids = rng.integers(0, llm.spec.vocab_size, min(sizes.tokens, step.depth - start))
-                runner.run([Work(ids.tolist(), start, pages)], HEAD)
+                runner.run([(ids.tolist(), start, pages, ())], HEAD)
         yield [
-            Work(rng.integers(0, llm.spec.vocab_size, step.new).tolist(), step.depth, pages, (step.new - 1,))
+            (rng.integers(0, llm.spec.vocab_size, step.new).tolist(), step.depth, pages, (step.new - 1,))
             for pages in held
         ]
     finally:
