@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmcore.native.abi import claim, dim, i64_attr, load_i32, scratch, tensor
+from llmcore.native.abi import claim, dim, i64_attr, inlined, load_i32, scratch, tensor
 from llmcore_numba.kv_pages import PerKVType, blocks_in, gather, padded
 from llmcore_numba.kv_types import UNIT
 from llmcore_numba.operands import operands_of
@@ -13,26 +13,32 @@ K, V, SLOTS, KV, T, G, HEAD_DIM, PAGE_SIZE = operands_of("kv_write")
 ELEMENTS = None  # each kernel's own
 
 
+@inlined
+def write_token(elements, k, v, slot, kv, width, head_dim, page_size, work):
+    """One token's keys and values, ``width`` float32 at ``k`` and ``v``, to ``slot`` of the cache."""
+    pitch, heads = padded(head_dim), width // head_dim
+    block = pitch * elements.column_bytes
+    half = blocks_in(page_size) * block
+    page, at = slot // page_size, slot % page_size
+    for head in range(heads):
+        keys = kv + (page * heads + head) * 2 * half + at // 16 * block
+        source = head * head_dim * 4
+        gather(k + source, work, head_dim, np.float32(1.0))
+        for unit in range((head_dim + UNIT - 1) // UNIT):
+            elements.write_keys(work + unit * UNIT * 4, keys, unit, at % 16)
+        gather(v + source, work, head_dim, np.float32(1.0))
+        for unit in range((head_dim + UNIT - 1) // UNIT):
+            elements.write_values(work + unit * UNIT * 4, keys + half, unit, at % 16, pitch)
+
+
 @PerKVType
 def kv_write(operands, thread, _threads):
     tokens, width = dim(operands, T), dim(operands, G)
     k, v, slots = tensor(operands, K), tensor(operands, V), tensor(operands, SLOTS)
     kv, head_dim = tensor(operands, KV), i64_attr(operands, HEAD_DIM)
     page_size, work = i64_attr(operands, PAGE_SIZE), scratch(operands, thread)
-    pitch, heads = padded(head_dim), width // head_dim
-    block = pitch * ELEMENTS.column_bytes
-    half = blocks_in(page_size) * block
     token = claim(operands)
     while token < tokens:
-        slot = load_i32(slots + token * 4)
-        page, at = slot // page_size, slot % page_size
-        for head in range(heads):
-            keys = kv + (page * heads + head) * 2 * half + at // 16 * block
-            source = (token * width + head * head_dim) * 4
-            gather(k + source, work, head_dim, np.float32(1.0))
-            for unit in range((head_dim + UNIT - 1) // UNIT):
-                ELEMENTS.write_keys(work + unit * UNIT * 4, keys, unit, at % 16)
-            gather(v + source, work, head_dim, np.float32(1.0))
-            for unit in range((head_dim + UNIT - 1) // UNIT):
-                ELEMENTS.write_values(work + unit * UNIT * 4, keys + half, unit, at % 16, pitch)
+        at, slot = token * width * 4, load_i32(slots + token * 4)
+        write_token(ELEMENTS, k + at, v + at, slot, kv, width, head_dim, page_size, work)
         token = claim(operands)

@@ -68,7 +68,13 @@ float32, and ``TOTAL`` that times the sum of the codes. ``LESS`` and ``LESS_LOW`
 
 PLANE_BITS = 7  # SHIFT of a group that needs two planes; 0 of others, which have zeros in LOW
 
-OUTLIER = {"linear": 5.0, "gate_up_swiglu": 8.0, "classifier_argmax": 6.0, "linear_add": 12.0}
+OUTLIER = {
+    "qkv_rope_kv_write": 5.0,
+    "linear": 5.0,
+    "linear_add": 12.0,
+    "gate_up_swiglu": 8.0,
+    "classifier_argmax": 6.0,
+}
 """Op that runs on packed weights → from which element on, in means of its token, a group gets codes of 15 bits.
 
 One such element would leave the others of its group a few steps of 8 bits. Without this SmolLM2 answered otherwise

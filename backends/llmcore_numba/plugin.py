@@ -33,6 +33,8 @@ PER_FORMAT = {
 CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache, each in a file of its own."""
 
+QKV = "qkv_rope_kv_write"
+
 KV_LAYOUTS = {
     "float32": "llmcore_numba.kv_layout:FLOAT32",
     "bfloat16": "llmcore_numba.kv_layout:BFLOAT16",
@@ -89,12 +91,31 @@ def _integer(op: str, name: str) -> KernelInfo:
     )
 
 
+def _projections(name: str, kv_dtype: str) -> KernelInfo:
+    """The fused op before attention, on packed weights of format ``name``."""
+    packing = PACKINGS[name]
+    return KernelInfo(
+        QKV,
+        f"llmcore_numba.integer_qkv:{QKV}.{kv_dtype}",
+        abi="native",
+        formats=(name,),
+        pack="llmcore_numba.packed:pack",
+        layout=packing.layout,
+        before=(f"llmcore_numba.quantize:quantize.{QKV}", f"llmcore_numba.integer_qkv:project.{packing.name}"),
+        workspace="llmcore_numba.scratch:projections",
+        exact=False,
+        group="kv",
+        kv_dtypes=(kv_dtype,),
+    )
+
+
 def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
     weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
-    integer = [_integer(op, name) for op in OUTLIER for name in PACKINGS]
+    integer = [_integer(op, name) for op in OUTLIER if op != QKV for name in PACKINGS]
+    projections = [_projections(name, kv_dtype) for name in PACKINGS for kv_dtype in KV_LAYOUTS]
     cache = [_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS]
-    return (*plain, *integer, *weighted, *cache)
+    return (*plain, *projections, *integer, *weighted, *cache)
 
 
 @hookimpl

@@ -179,14 +179,15 @@ def _quantize(operands, _thread, _threads):
 
 
 class PerOp:
-    """``kernels.linear`` quantizes the input ``x: act[M, K]`` of ``linear`` into the workspace."""
+    """``kernels.linear`` quantizes the first input of ``linear``, ``x: act[M, K]``, into the workspace."""
 
     def __getattr__(self, op: str) -> NativeFunction:
         if op not in OUTLIER:
             raise AttributeError(op)
         spec, numbers = ops.get(op), operands_of(op)
         names = [*(param.name for param in spec.params), *spec.dims, *spec.attrs]
-        found = {letter: numbers[names.index(name)] for letter, name in {"X": "x", "M": "M", "K": "K"}.items()}
+        wanted = {"X": "x", "M": spec.params[0].dims[0], "K": "K"}  # tokens are M or T
+        found = {letter: numbers[names.index(name)] for letter, name in wanted.items()}
         token = inlined(specialised(_quantize_token, "quantize_token", OUTLIER_MEANS=np.float32(OUTLIER[op])))
         constants = {**found, "WORKSPACE": workspace_of(op), "quantize_token": token}
         kernel = native_kernel(specialised(_quantize, f"quantize_{op}", **constants))

@@ -46,10 +46,18 @@ def head_fits(node: NodeView) -> str | None:
     return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
 
 
+def _quantized(tokens: int, columns: int) -> int:
+    return (1 if tokens == 1 else -(-tokens // PANEL) * PANEL) * columns // COLUMNS * RECORD
+
+
 def quantized_tokens(node: NodeView) -> int:
     """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
-    tokens = node.dims["M"]
-    return (1 if tokens == 1 else -(-tokens // PANEL) * PANEL) * node.dims["K"] // COLUMNS * RECORD
+    return _quantized(node.dims["M"], node.dims["K"])
+
+
+def projections(node: NodeView) -> int:
+    """Bytes of workspace for ``qkv_rope_kv_write``: the quantized input, then keys and values."""
+    return _quantized(node.dims["T"], node.dims["K"]) + 2 * node.dims["T"] * node.dims["G"] * 4
 
 
 def partial_records(node: NodeView) -> int:
