@@ -44,17 +44,19 @@ class Ragged:
 
     Attributes:
         shared: leading pages that all sequences have in common (a shared prefix).
+        spare: entries of the longest sequence's table that it does not use.
     """
 
     query_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
     page_size: int
     shared: int = 0
+    spare: int = 1
 
     @property
     def table_width(self) -> int:
-        """Pages of the longest sequence, and one entry that no sequence uses."""
-        return max((-(-length // self.page_size) for length in self.kv_lens), default=0) + 1
+        """Pages of the longest sequence, and entries that no sequence uses."""
+        return max((-(-length // self.page_size) for length in self.kv_lens), default=0) + self.spare
 
     def __call__(self, dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
         """The index parameters of ``attention``: pages in random order, unused entries 0."""

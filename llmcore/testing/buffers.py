@@ -9,6 +9,7 @@ import numpy as np
 
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.operand import aligned
+from llmcore.testing.fences import ENCLOSURES, Fence, forbid, mapping
 
 Array = np.ndarray[Any, Any]
 
@@ -44,41 +45,51 @@ class Guarded:
         name: of the operand, for messages.
         shape, dtype: of the array.
         skewed: whether it begins one element past a 64-byte boundary instead of on it.
+        fence: on which side a forbidden page touches it: a kernel that strays there ends the process. A buffer with one
+            behind it begins where that lets it, skewed or not, and is full pages away from one before it.
 
     The guards are two rows wide, so a kernel that is off by one row stays within them.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, skewed: bool = False) -> None:
+    def __init__(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, skewed: bool = False, fence: Fence = ""
+    ) -> None:
         self.name = name
         nbytes = math.prod(shape) * dtype.itemsize
-        row = math.prod(shape[1:]) * dtype.itemsize
-        guard = -(-max(LEAST_GUARD, 2 * row) // 64) * 64
-        self._start = guard + (max(dtype.itemsize, 2) if skewed else 0)
-        self._block = aligned(self._start + nbytes + guard)
+        if fence:
+            self._block = ENCLOSURES.take(nbytes)
+            self._start = self._block.nbytes - nbytes if fence == "behind" else 0
+        else:
+            row = math.prod(shape[1:]) * dtype.itemsize
+            guard = -(-max(LEAST_GUARD, 2 * row) // 64) * 64
+            self._start = guard + (max(dtype.itemsize, 2) if skewed else 0)
+            self._block = aligned(self._start + nbytes + guard)
         self._block[:] = FILL
         self.array: Array = self._block[self._start :][:nbytes].view(dtype).reshape(shape)
         self._before: bytes | None = None
 
     @classmethod
-    def holding(cls, name: str, values: Array, *, skewed: bool = False) -> Guarded:
+    def holding(cls, name: str, values: Array, *, skewed: bool = False, fence: Fence = "") -> Guarded:
         """A guarded copy of ``values`` that a kernel may read only."""
-        guarded = cls(name, values.shape, values.dtype, skewed=skewed)
+        guarded = cls(name, values.shape, values.dtype, skewed=skewed, fence=fence)
         guarded.array[...] = values
         guarded._before = guarded.array.tobytes()
         return guarded
 
     @classmethod
-    def output(cls, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, skewed: bool = False) -> Guarded:
+    def output(
+        cls, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, skewed: bool = False, fence: Fence = ""
+    ) -> Guarded:
         """Memory to be written, full of NaN (integers: of :data:`FILL`)."""
-        guarded = cls(name, shape, dtype, skewed=skewed)
+        guarded = cls(name, shape, dtype, skewed=skewed, fence=fence)
         if dtype.kind != "i":
             guarded.array[...] = np.nan
         return guarded
 
     @property
     def address(self) -> int:
-        """Where the array begins."""
-        return int(self.array.ctypes.data)
+        """Where the array begins; numpy says something else of an empty one."""
+        return int(self._block.ctypes.data) + self._start
 
     def release(self) -> Guarded:
         """The same memory, to be overwritten: an output that takes over an input."""
@@ -98,16 +109,24 @@ class Scratch:
     """Scratch memory of several threads, each with guards on both sides.
 
     A kernel finds its own by its number, ``SCRATCH_BYTES`` from one to the next. So it is told that its threads are the
-    numbers 0, ``STEP``, 2 ``STEP`` …, and what lies between belongs to threads that never come.
+    numbers 0, ``STEP``, 2 ``STEP`` …, and what lies between belongs to threads that never come: guard bytes, or
+    forbidden pages where ``fenced``.
     """
 
     STEP = 2
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, fenced: bool = False) -> None:
         self.threads = (threads - 1) * self.STEP + 1  # as the kernel is told
-        block = aligned((self.threads + 2) * SCRATCH_BYTES)
+        nbytes = (self.threads + 2) * SCRATCH_BYTES
+        block = self._block = mapping(nbytes) if fenced else aligned(nbytes)
         self.address = int(block.ctypes.data) + SCRATCH_BYTES
         starts = [(1 + number) * SCRATCH_BYTES for number in range(0, self.threads, self.STEP)]
+        self._before: list[Array] = []
+        self._behind: list[Array] = []
+        if fenced:
+            for start in set(range(0, nbytes, SCRATCH_BYTES)) - set(starts):
+                forbid(block[start : start + SCRATCH_BYTES])
+            return
         self._before = [block[start - SCRATCH_GUARD : start] for start in starts]
         self._behind = [block[start + SCRATCH_BYTES :][:SCRATCH_GUARD] for start in starts]
         for zone in (*self._before, *self._behind):

@@ -191,16 +191,37 @@ def run_case(
     """
     spec = ops.get(kernel.op)
     values = make_values(spec, case, formats or {}, dtype, seed)
-    for setting in settings(spec, kernel, Setting(machine or Machine(), dtype, kv_dtype)):
-        try:
-            if spec.name == "attention":
-                state.check_attention(kernel, backend, case, values, setting, batch_invariance=batch_invariance)
-            elif spec.of("state"):
-                state.check_writer(kernel, backend, case, values, setting)
-            else:
-                _check_stateless(kernel, case, values, setting, batch_invariance)
-        except KernelMismatch as error:
-            raise type(error)(f"{kernel.op} ({kernel.target}; {setting}): {error}") from error
+    machine = machine or Machine()
+    for setting in settings(spec, kernel, Setting(machine, dtype, kv_dtype)):
+        check_values(kernel, backend, case, values, setting, batch_invariance=batch_invariance)
+
+
+def check_values(
+    kernel: KernelInfo,
+    backend: BackendInfo,
+    case: Case,
+    values: Values,
+    setting: Setting,
+    *,
+    batch_invariance: bool = False,
+    compared: bool = True,
+) -> None:
+    """Runs ``kernel`` on the ``values`` of ``case`` under one setting; see :func:`run_case`.
+
+    ``compared``: else only its memory is looked at.
+    """
+    spec = ops.get(kernel.op)
+    try:
+        if not compared:
+            execute(kernel, values, case.dims, case.attrs, setting)
+        elif spec.name == "attention":
+            state.check_attention(kernel, backend, case, values, setting, batch_invariance=batch_invariance)
+        elif spec.of("state"):
+            state.check_writer(kernel, backend, case, values, setting)
+        else:
+            _check_stateless(kernel, case, values, setting, batch_invariance)
+    except KernelMismatch as error:
+        raise type(error)(f"{kernel.op} ({kernel.target}; {setting}): {error}") from error
 
 
 def _check_stateless(kernel: KernelInfo, case: Case, values: Values, setting: Setting, batch_invariance: bool) -> None:

@@ -18,6 +18,7 @@ from llmcore.registry.choose import Preference, Registry
 from llmcore.registry.node import NodeView
 from llmcore.registry.operand import as_torch
 from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, Scratch, dtype_of
+from llmcore.testing.fences import Fence
 from llmcore.testing.operands import Values
 from llmcore.weights.tensor import Tensor
 
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
 
 
-class Machine:
-    """The worker pools and the scratch memory that native kernels run with; made when the first one does."""
+RENUMBERED = "llmcore.testing.renumber:renumbered"
 
-    def __init__(self) -> None:
+
+class Machine:
+    """The worker pools and the scratch memory that native kernels run with; made when the first one does.
+
+    ``fenced``: the scratch memory lies between forbidden pages.
+    """
+
+    def __init__(self, *, fenced: bool = False) -> None:
+        self.fenced = fenced
         self._pools: dict[int, tuple[WorkerPool, Scratch]] = {}
 
     def run(self, function: int, operands: np.ndarray[Any, Any], threads: int, *, late: bool = False) -> None:
@@ -40,18 +48,16 @@ class Machine:
         if threads not in self._pools:
             from llmcore.native.pool import WorkerPool
 
-            self._pools[threads] = WorkerPool(threads), Scratch(threads)
+            self._pools[threads] = WorkerPool(threads), Scratch(threads, fenced=self.fenced)
         pool, scratch = self._pools[threads]
         operands[1] = scratch.address
         if late:
             call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(function)
             call(operands.ctypes.data, 0, scratch.threads)
         else:
-            from llmcore.testing.renumber import renumbered
-
             counters = np.zeros(8, np.int64)  # of the row; the kernel's own are zero as they are
             row = np.array([counters.ctypes.data, function, operands.ctypes.data, scratch.STEP], np.int64)
-            pool.run(np.array([[renumbered(), row.ctypes.data]], np.int64))
+            pool.run(np.array([[loader().address(RENUMBERED), row.ctypes.data]], np.int64))
         scratch.check()
 
 
@@ -65,6 +71,7 @@ class Setting:
         threads, late: of a native kernel; ``late``: only the first of them comes.
         skewed: operands begin one element past a 64-byte boundary.
         inplace: (output, input) that share memory.
+        fence: the side of every buffer on which a forbidden page begins; ``only``: of this one buffer.
     """
 
     machine: Machine
@@ -74,6 +81,12 @@ class Setting:
     late: bool = False
     skewed: bool = False
     inplace: tuple[str, str] | None = None
+    fence: Fence = ""
+    only: str = ""
+
+    def fence_of(self, name: str) -> Fence:
+        """The side of buffer ``name`` on which there is a forbidden page."""
+        return self.fence if self.only in ("", name) else ""
 
     def __str__(self) -> str:
         parts = [self.dtype, *([f"a KV cache of {self.kv_dtype}"] if self.kv_dtype != "float32" else [])]
@@ -84,6 +97,8 @@ class Setting:
             parts.append("operands not aligned to 64 bytes")
         if self.inplace:
             parts.append("{} in the memory of {}".format(*self.inplace))
+        if self.fence:
+            parts.append(f"a forbidden page right {self.fence} {self.only or 'every buffer'}")
         return ", ".join(parts)
 
 
@@ -137,19 +152,21 @@ def _place(
     spec: OpSpec, kernel: KernelInfo, values: Values, dims: Mapping[str, int], setting: Setting
 ) -> dict[str, Guarded]:
     """Guarded memory for every operand that the call has."""
-    skewed = setting.skewed
-    placed = {name: Guarded.holding(name, array, skewed=skewed) for name, array in values.arrays.items()}
+    skewed, fence = setting.skewed, setting.fence_of
+    placed = {
+        name: Guarded.holding(name, array, skewed=skewed, fence=fence(name)) for name, array in values.arrays.items()
+    }
     for name, tensor in values.stored.items():
         weight = _weight(kernel, tensor)
         unaligned = weight.ctypes.data % 64 != 0 if kernel.pack else skewed  # a packed weight stays as aligned as it is
-        placed[name] = Guarded.holding(name, weight, skewed=unaligned)
+        placed[name] = Guarded.holding(name, weight, skewed=unaligned, fence=fence(name))
     for param in spec.outputs:
         if setting.inplace and setting.inplace[0] == param.name:
             placed[param.name] = placed[setting.inplace[1]].release()
             continue
         dtype = dtype_of({"act": setting.dtype, "f32": "float32", "i32": "int32"}[param.type])
         shape = tuple(dims[letter] for letter in param.dims)
-        placed[param.name] = Guarded.output(param.name, shape, dtype, skewed=skewed)
+        placed[param.name] = Guarded.output(param.name, shape, dtype, skewed=skewed, fence=fence(param.name))
     return placed
 
 
@@ -175,7 +192,8 @@ def _workspace(
     present = frozenset(values.arrays) | frozenset(values.stored)
     node = NodeView(kernel.op, "", dtype=setting.dtype, dims=dims, formats=formats, attrs=attrs, present=present)
     size = resolve(kernel.workspace)(node)
-    return Guarded.output("workspace", (size,), np.dtype(np.int8), skewed=setting.skewed)
+    fence = setting.fence_of("workspace")
+    return Guarded.output("workspace", (size,), np.dtype(np.int8), skewed=setting.skewed, fence=fence)
 
 
 def _view(kernel: KernelInfo, operand: Guarded | None) -> Any:

@@ -26,6 +26,9 @@ def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Non
     group.addoption(
         "--batch-invariance", action="store_true", help="also: a row's bits must not depend on the other rows"
     )
+    group.addoption(
+        "--random-calls", type=int, default=0, help="also: so many random calls of native kernels, see testing/fuzz.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,7 +23,7 @@ from llmcore.testing.invoke import Setting, execute, why_not
 from llmcore.testing.judge import compare, compare_bits
 from llmcore.testing.operands import Values, expected_writes
 
-SPARE_PAGES = 2  # beyond the highest that a case uses
+SPARE_PAGES = 2  # beyond the highest that a case uses; none where a forbidden page is to follow that
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Cache:
         self.backend, self.heads, self.setting = backend, heads, setting
         self.attention = attention
         page_shape = tuple(layout.page_shape(heads.kv_heads, heads.head_dim, heads.page_size))
-        self.memory = Guarded("kv", (pages, *page_shape), layout.numpy)
+        fence = setting.fence_of("kv")
+        self.memory = Guarded("kv", (pages, *page_shape), layout.numpy, fence=fence)
         self.memory.array.view(np.uint8)[...] = FILL
 
     def write(self, keys: Array, values: Array, slots: Array) -> None:
@@ -132,7 +133,7 @@ def check_attention(
     q = values.arrays["q"]
     tables, lens, counts = index["block_tables"], index["kv_lens"], index["query_lens"]
     slots = [_slots(table, length, heads) for table, length in zip(tables, lens, strict=True)]
-    pages = int(tables.max(initial=0)) + 1 + SPARE_PAGES
+    pages = int(tables.max(initial=0)) + 1 + _spare_pages(setting)
     cache = Cache(backend, heads, pages, setting, kernel)
     rng = np.random.default_rng(0)
     shape = pages * heads.page_size, heads.kv_heads * heads.head_dim
@@ -147,6 +148,10 @@ def check_attention(
     compare("y", got, want, tolerances.relative(setting.dtype, exact=kernel.exact))
     if batch_invariance:
         _check_each_alone(cache, q, index, attrs["scale"], got)
+
+
+def _spare_pages(setting: Setting) -> int:
+    return 0 if setting.fence else SPARE_PAGES
 
 
 def _slots(table: Array, length: int, heads: Heads) -> Array:
@@ -176,7 +181,7 @@ def check_writer(kernel: KernelInfo, backend: BackendInfo, case: Case, values: V
     """Runs an op that writes to the cache, compares its outputs, and reads every page that it wrote."""
     attrs, slots = case.attrs, values.arrays["slots"]
     heads = Heads(case.dims["G"] // attrs["head_dim"], attrs["head_dim"], attrs["page_size"])
-    pages = int(slots.max(initial=0)) // heads.page_size + 1 + SPARE_PAGES
+    pages = int(slots.max(initial=0)) // heads.page_size + 1 + _spare_pages(setting)
     cache = Cache(backend, heads, pages, setting)
     outputs = execute(kernel, values, case.dims, attrs, setting, cache.memory)
     want, keys, vals = expected_writes(ops.get(kernel.op), values, attrs)

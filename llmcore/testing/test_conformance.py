@@ -7,13 +7,17 @@ import pytest
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.testing.buffers import KernelMismatch, KernelRaised
 from llmcore.testing.conformance import Check, checks, declaration_errors
+from llmcore.testing.fuzz import RandomCalls
 from llmcore.testing.invoke import Machine
 from llmcore.testing.pytest_plugin import selected
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each kernel's declaration, and one for each check."""
+    """One test for each kernel's declaration, one for each check, and one for each backend."""
     found = selected(metafunc.config)
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", metafunc.config.option.backend)
+        return
     if "check" in metafunc.fixturenames:
         every = [check for backend, kernel in found for check in checks(backend, kernel)]
         metafunc.parametrize("check", every, ids=[check.id for check in every])
@@ -45,6 +49,20 @@ def test_kernel(check: Check, machine: Machine, pytestconfig: pytest.Config) -> 
         check.run(machine, batch_invariance=pytestconfig.getoption("--batch-invariance"))
     except KernelRaised:
         raise  # with the kernel's own traceback
+    except KernelMismatch as error:
+        failure = str(error)
+    if failure:
+        pytest.fail(failure, pytrace=False)
+
+
+def test_random_calls(name: str, pytestconfig: pytest.Config) -> None:
+    """Calls of random sizes read and write nothing but their buffers."""
+    count, ops = pytestconfig.getoption("--random-calls"), tuple(pytestconfig.getoption("--op"))
+    if not count:
+        pytest.skip("asked for by --random-calls N")
+    failure = ""
+    try:
+        RandomCalls(name, count, ops=ops).check()
     except KernelMismatch as error:
         failure = str(error)
     if failure:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.native.abi import (
     SCRATCH_BYTES,
     claim,
@@ -76,6 +79,29 @@ def add_past_first_scratch(operands, thread, threads):  # type: ignore[no-untype
 
 
 @inlined
+def _add_after(operands, stray):  # type: ignore[no-untyped-def]
+    """A right addition, after a look at ``stray`` bytes past the end of a."""
+    rows, width = dim(operands, 3), dim(operands, 4)
+    a, b, y = tensor(operands, 0), tensor(operands, 1), tensor(operands, 2)
+    row = claim(operands)
+    while row < rows:
+        nothing = load_f32(a + stray) * np.float32(0)
+        for at in range(row * width * 4, (row + 1) * width * 4, 4):
+            store_f32(y + at, load_f32(a + at) + load_f32(b + at) + nothing)
+        row = claim(operands)
+
+
+@native_kernel
+def add_reads_past_the_end(operands, thread, threads):  # type: ignore[no-untyped-def]
+    _add_after(operands, dim(operands, 3) * dim(operands, 4) * 4)
+
+
+@native_kernel
+def add_reads_before_the_start(operands, thread, threads):  # type: ignore[no-untyped-def]
+    _add_after(operands, -4)
+
+
+@inlined
 def _rope(operands, head_dim, interleaved):  # type: ignore[no-untyped-def]
     tokens, width, pairs = dim(operands, 5), dim(operands, 6), dim(operands, 8)
     x, positions, y = tensor(operands, 0), tensor(operands, 1), tensor(operands, 4)
@@ -105,3 +131,15 @@ def rope(operands, thread, threads):  # type: ignore[no-untyped-def]
 def rope_attributes_in_other_order(operands, thread, threads):  # type: ignore[no-untyped-def]
     """Takes ``interleaved`` from the place of ``head_dim``; one head is the whole row, which keeps it within bounds."""
     _rope(operands, dim(operands, 6), i64_attr(operands, 9))
+
+
+def _backend(kernel: str) -> BackendInfo:
+    return BackendInfo("mine", "", (KernelInfo("add", f"helpers.wrong_native:{kernel}", abi="native"),))
+
+
+RIGHT = _backend("add")
+READS_PAST = _backend("add_reads_past_the_end")
+READS_BEFORE = _backend("add_reads_before_the_start")
+ONE_ROW_TOO_MANY = _backend("add_one_row_too_many")
+PAST_ITS_SCRATCH = _backend("add_past_its_scratch")
+DIVIDES = _backend("add_divides_by_threads")
