@@ -12,13 +12,16 @@ from llmcore.cache.layout import KV_DTYPES
 from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
 from llmcore.registry.node import NodeView
-from llmcore.testing.conformance import run_case
+from llmcore.testing.conformance import check_values, run_case
 from llmcore.testing.invoke import Machine, Setting, execute, why_not
 from llmcore.testing.operands import Values, make_values
 from llmcore.testing.state import Cache, Heads, dense_attention
+from llmcore.weights.formats import FORMATS
 from llmcore_numba.plugin import llmcore_backends
 
 BACKEND = llmcore_backends()[0]
+PRODUCTS = ("linear", "linear_add", "gate_up_swiglu", "classifier_argmax")
+COMMON = {"F32", "Q8_0", "Q4_1"}  # the other formats of the last three take seconds to compile
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,34 @@ def test_linear_over_several_chunks_of_tokens(weight_format: str, exact: bool, m
         some = Values({**values.arrays, "x": values.arrays["x"][200 : 200 + count]}, values.stored)
         alone = execute(kernel, some, {**dims, "M": count}, {}, Setting(machine))["y"]
         np.testing.assert_array_equal(alone, together[200 : 200 + count])
+
+
+def _product(kernel: KernelInfo):
+    rare = kernel.op != "linear" and not COMMON & set(kernel.formats)
+    name = f"{kernel.op}.{kernel.formats[0]}{'' if kernel.exact else ' packed'}"
+    return pytest.param(kernel, marks=[pytest.mark.slow] if rare else [], id=name)
+
+
+@pytest.mark.parametrize("kernel", [_product(kernel) for kernel in BACKEND.kernels if kernel.op in PRODUCTS])
+def test_products_of_odd_sizes(kernel: KernelInfo, machine: Machine) -> None:
+    """No multiple of a tile: as the reference for 65 tokens, and the same bits for fewer of them."""
+    spec, (name,) = ops.get(kernel.op), kernel.formats
+    block = FORMATS[name].block
+    for width in (47, 100) if block == 1 else (block, 3 * block):
+        for rows in (1, 15, 17, 37):
+            dims = dict(zip(spec.dims, (65, width, rows), strict=True))
+            present = tuple(param.name for param in spec.params if param.optional)
+            case = Case(dims, present=present)
+            weights = {param.name: name for param in spec.of("weight") if param.type == "any"}
+            values = make_values(spec, case, weights, "float32", rows)
+            check_values(kernel, BACKEND, case, values, Setting(machine, threads=2))
+            (output,) = (param.name for param in spec.outputs)
+            together = execute(kernel, values, dims, {}, Setting(machine))[output]
+            by_token = {param.name for param in spec.of("input")}
+            for count in (1, 2, 3, 4, 5, 6, 7, 63, 64):
+                some = {key: array[:count] if key in by_token else array for key, array in values.arrays.items()}
+                got = execute(kernel, Values(some, values.stored), {**dims, "M": count}, {}, Setting(machine))[output]
+                np.testing.assert_array_equal(got, together[:count])
 
 
 @pytest.mark.parametrize("page_size", [16, 24, 64])
