@@ -13,6 +13,7 @@ SUITES = {
     "model": "llmcore_tools.bench.suite:main",
     "ops": "llmcore_tools.bench.ops:main",
     "against": "llmcore_tools.bench.against:main",
+    "make-model": "llmcore_tools.bench.make_model:main",
 }
 __all__ = ["COMMAND", "SUITES", "main"]  # tab completion takes the flags of COMMAND
 
