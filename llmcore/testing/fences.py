@@ -19,6 +19,7 @@ Fence = Literal["", "before", "behind"]
 
 PAGE = mmap.PAGESIZE
 FORBIDDEN = 0  # PROT_NONE, which Python has no name for
+LARGE = 64 * PAGE  # what has more is not kept: there are too many sizes
 UNUSED = 2  # references to a mapping that nobody uses: the pool's, and the one by which it is asked
 
 
@@ -41,7 +42,7 @@ def mapping(nbytes: int) -> Array:
 
 
 class Enclosures:
-    """Whole pages with a forbidden one on either side; used again when nobody holds them any more."""
+    """Whole pages with a forbidden one on either side; small ones are used again when nobody holds them any more."""
 
     def __init__(self) -> None:
         self._made: defaultdict[int, list[Array]] = defaultdict(list)  # by size, forbidden pages included
@@ -49,7 +50,7 @@ class Enclosures:
     def take(self, nbytes: int) -> Array:
         """The least number of pages that ``nbytes`` fit, one at least."""
         size = max(PAGE, -(-nbytes // PAGE) * PAGE) + 2 * PAGE
-        made = self._made[size]
+        made = self._made[size] if size <= LARGE else []
         free = next((i for i in range(len(made)) if sys.getrefcount(made[i]) == UNUSED), None)
         if free is None:
             free = len(made)

@@ -77,6 +77,26 @@ def write_gguf(model: TinyModel, file: Path, quant: str = "F32", types: Mapping[
     return TinyGGUF(file, model, weights)
 
 
+def requantize(source: Path, target: Path, quant: str) -> Path:
+    """Writes the GGUF file ``source`` again with all of its matrices in the format ``quant``."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name != "general.architecture" and not name.startswith("GGUF."):
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=field.types[-1])
+    for tensor in reader.tensors:
+        kind = gguf.GGMLQuantizationType[quant] if len(tensor.shape) > 1 else tensor.tensor_type
+        weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 def permute(array: np.ndarray, heads: int) -> np.ndarray:
     """Rows of a Q or K projection reordered so that rotated pairs are neighbours: half-split → interleaved rope."""
     return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)

@@ -58,6 +58,38 @@ def test_default_path_stays_close_to_float32(loaded, smollm2_path):
     assert np.mean(found.argmax(-1) == exact.argmax(-1)) >= 0.97
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("quant", ["as published", "Q8_0", "Q4_0", "Q5_1"])  # together, all packings
+def test_accuracy_over_a_thousand_tokens(smollm2_path, requantized, lee_path, quant):
+    """Against float32 on the same dequantized weights: perplexity and the best token, teacher-forced."""
+    path = str(smollm2_path if quant == "as published" else requantized(quant))
+    texts = {"constitution": TEXT.read_text(), "lee": lee_path.read_text()}
+    known = {"constitution": 7.06, "lee": 28.0}  # transformers, of the published file
+    found = {}
+    for name, settings in {
+        "float32": {"backend": "torch", "compute": "exact"},
+        "exact": {"backend": "numba", "compute": "exact"},
+        "default": {"backend": "numba", "cache_packed": quant == "as published"},
+    }.items():
+        llm = LLM(path, threads=2 if name != "float32" else 1, **settings)  # torch's wait long on a busy machine
+        for text, content in texts.items():
+            ids = llm.tokenizer.encode(content)[:1024]
+            logits = llm.logits(ids)
+            found[name, text] = perplexity(logits, ids), logits.argmax(-1)
+        llm.close()
+    for text in texts:
+        want, best = found["float32", text]
+        if quant == "as published":
+            assert want == pytest.approx(known[text], rel=0.005)
+        for name, most in (("exact", 0.0005), ("default", 0.01)):
+            perplexity_, choices = found[name, text]
+            change, agreement = perplexity_ / want - 1, np.mean(choices == best)
+            print(f"{quant}, {text}, {name}: perplexity {perplexity_:.4f} ({change:+.3%}), same best {agreement:.2%}")
+            assert abs(change) <= most
+            assert agreement >= 0.97
+
+
 def test_it_knows_the_capital_of_france(loaded):
     for llm in loaded.values():
         assert "Paris" in llm.generate("The capital of France is", SamplingParams(max_tokens=4))[0].text
