@@ -19,7 +19,7 @@ from numba.core import cgutils
 
 from llmcore.native.memory import WORD, emit_half, emits, pointer
 from llmcore.native.vector import BYTE, FLOAT, INT, LANES, SHORT, emit_fma, emit_load
-from llmcore_numba.integer_sums import FLOATS, Tokens, const, group_sums, repeat
+from llmcore_numba.integer_sums import FLOATS, Rows, Tokens, const, group_sums, repeat
 from llmcore_numba.packing import HIGH, LESS, LESS_LOW, LOW, RECORD, ROWS, SCALE, SHIFT, TOTAL, Packing
 
 AHEAD = 2048  # bytes: how far before its use a block is asked for where memory is what takes the time
@@ -82,33 +82,33 @@ class _Tile:
         at = builder.add(record, WORD(part * self.panel + token * 4))
         return repeat(builder, builder.load(pointer(builder, at, kind), align=4), LANES)
 
-    def _plane(self, builder: Any, starts: list[Any], record: Any, plane: int, less: int) -> list[list[Any]]:
-        """Int32 x 16 for each token and block."""
+    def _plane(
+        self, builder: Any, starts: list[Any], record: Any, parts: tuple[int, int], onto: Rows | None = None
+    ) -> Rows:
+        """Adds a plane's products to ``onto``; ``parts`` says where the plane is, and what its codes' sums are."""
+        plane, less = parts
         codes = [builder.add(at, WORD(self.packing.head)) for at in starts]
         corrections = [self._head(builder, record, less, token, INT) for token in range(self.tokens)]
         group = Tokens(builder.add(record, WORD(plane * self.panel)), self.tokens, 4 * self.panel, corrections)
         zero = 3 if self.packing.bits == 4 and not self.packing.minima else 0
-        return group_sums(self.packing.bits)(builder, codes, group, zero)
+        return group_sums(self.packing.bits)(builder, codes, group, zero, onto)
 
-    def _sums(self, builder: Any, starts: list[Any], record: Any) -> list[list[Any]]:
+    def _sums(self, builder: Any, starts: list[Any], record: Any) -> Rows:
         """Those of both planes together."""
-        high = self._plane(builder, starts, record, HIGH, LESS)
+        high = self._plane(builder, starts, record, (HIGH, LESS))
         before = builder.block
         shifted = _any_of(builder, builder.add(record, WORD(SHIFT * self.panel)), self.tokens)
         with builder.if_then(shifted, likely=False):
             shifts = [self._head(builder, record, SHIFT, token, INT) for token in range(self.tokens)]
-            low = self._plane(builder, starts, record, LOW, LESS_LOW)
-            both = [
-                [builder.add(builder.shl(a, shift), b) for a, b in zip(*rows, strict=True)]
-                for rows, shift in zip(zip(high, low, strict=True), shifts, strict=True)
-            ]
+            both = [[builder.shl(total, shift) for total in row] for row, shift in zip(high, shifts, strict=True)]
+            both = self._plane(builder, starts, record, (LOW, LESS_LOW), both)
             inside = builder.block
         return [
             [_either(builder, a, before, b, inside) for a, b in zip(*rows, strict=True)]
             for rows in zip(high, both, strict=True)
         ]
 
-    def _add_scaled(self, builder: Any, starts: list[Any], record: Any, sums: list[list[Any]], places: Any) -> None:
+    def _add_scaled(self, builder: Any, starts: list[Any], record: Any, sums: Rows, places: Any) -> None:
         """Adds a group's sums to those in ``places``."""
         scales = [_halves(builder, at) for at in starts]
         minima = [_halves(builder, builder.add(at, WORD(2 * ROWS))) for at in starts] if self.packing.minima else None

@@ -49,11 +49,18 @@ class Tokens:
         return repeat(builder, builder.load(pointer(builder, at, INT), align=1), count)
 
 
+Rows = list[list[Any]]
+"""A vector for each token and each block of rows."""
+
+
 class Sums(Protocol):
     """Int32 x 16 for each token and each block of rows."""
 
-    def __call__(self, builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> list[list[Any]]:
-        """Args: ``blocks`` are the addresses of codes; a weight is its code less ``2**zero``, or its code (0)."""
+    def __call__(self, builder: Any, blocks: list[Any], tokens: Tokens, zero: int, onto: Rows | None) -> Rows:
+        """Adds to the sums ``onto``.
+
+        ``blocks`` are the addresses of codes; a weight is its code less ``2**zero``, or its code (0).
+        """
         ...
 
 
@@ -125,10 +132,12 @@ def _vnni(bits: int) -> Sums:
         factors = (builder.bitcast(value, operand) for value in (weights, token))
         return _intrinsic(builder, "llvm.x86.avx512.vpdpbusd.512", WIDE_INTS, total, *factors)
 
-    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> list[list[Any]]:
+    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int, onto: Rows | None) -> Rows:
         shift = 7 if bits == 8 else zero
-        starts = _less_zero(builder, tokens, shift) if shift else [const(WIDE_INTS, 0)] * tokens.count
-        found = [[start] * len(blocks) for start in starts]
+        found = onto or [[const(WIDE_INTS, 0) for _ in blocks] for _ in range(tokens.count)]
+        if shift:
+            less = _less_zero(builder, tokens, shift)
+            found = [[builder.add(total, off) for total in row] for row, off in zip(found, less, strict=True)]
         for step in range(bits):
             parts = [_codes(builder, codes, bits, WIDE_BYTES, step) for codes in blocks]
             for vectors in zip(*parts, strict=True):
@@ -206,9 +215,11 @@ def _plain(bits: int) -> Sums:
 def _plus_zero(block_sums: Any) -> Sums:
     """Sums block by block; the zero of unsigned codes is taken off afterwards."""
 
-    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> list[list[Any]]:
+    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int, onto: Rows | None) -> Rows:
         columns = [block_sums(builder, codes, tokens) for codes in blocks]
         found = [list(row) for row in zip(*columns, strict=True)]
+        if onto:
+            found = [[builder.add(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(onto, found, strict=True)]
         if zero:
             less = _less_zero(builder, tokens, zero)
             found = [[builder.add(total, off) for total in row] for row, off in zip(found, less, strict=True)]
