@@ -16,6 +16,7 @@ from llmcore.ops import Case, OpSpec
 from llmcore.ops.attention import slots_of
 from llmcore.ops.cases import Ragged, indices
 from llmcore.ops.sampling_cases import random_probs
+from llmcore.testing.operands import fits
 from llmcore.weights.formats import tensor_format
 
 Rng = np.random.Generator
@@ -32,7 +33,7 @@ def random_case(spec: OpSpec, formats: Mapping[str, str], rng: Rng) -> Case:
     make = MAKERS.get(spec.name)
     if make is not None:
         return make(rng, block)
-    own = list(spec.cases()) if spec.cases else []
+    own = [case for case in (spec.cases() if spec.cases else ()) if fits(spec, case, formats)]
     return own[int(rng.integers(len(own)))]
 
 
@@ -138,6 +139,25 @@ def _kv_write(rng: Rng, _block: int) -> Case:
     return Case({"T": _tokens(rng), "G": kv_heads * head_dim}, attrs, inputs=partial(slots_of, page_size=page_size))
 
 
+def _projections(rng: Rng, block: int) -> Case:
+    kv_heads, group, head_dim = _heads(rng)
+    head_dim += head_dim % 2  # pairs
+    pairs = head_dim // 2 - (int(rng.integers(head_dim // 2)) if rng.random() < 0.2 else 0)
+    page_size = int(_one(rng, PAGE_SIZES))
+    tokens, width, positions = _tokens(rng), _width(rng, block), _size(rng)
+    sizes = {"T": tokens, "K": width, "D": kv_heads * group * head_dim, "G": kv_heads * head_dim}
+
+    def inputs(dims: Mapping[str, int], rng: Rng) -> dict[str, Any]:
+        return indices("positions", "T", below="P")(dims, rng) | slots_of(dims, rng, page_size=page_size)
+
+    return Case(
+        sizes | {"C": head_dim, "P": positions, "F": pairs},
+        {"head_dim": head_dim, "page_size": page_size, "interleaved": bool(rng.random() < 0.5), "eps": 1e-6},
+        _one(rng, ((), (), ("bq", "bk", "bv"), ("nq", "nk"))),
+        inputs,
+    )
+
+
 def _attention(rng: Rng, _block: int) -> Case:
     kv_heads, group, head_dim = _heads(rng)
     page_size = int(_one(rng, PAGE_SIZES))
@@ -169,6 +189,7 @@ MAKERS: Mapping[str, Callable[[Rng, int], Case]] = {
     "gate_up_swiglu": partial(_linear, "MKF", False),
     "classifier_argmax": partial(_linear, "MKN", False),
     "kv_write": _kv_write,
+    "qkv_rope_kv_write": _projections,
     "attention": _attention,
     "argmax": _argmax,
     "softmax": _softmax,
