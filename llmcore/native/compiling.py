@@ -11,6 +11,11 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+from numba._dynfunc import make_function
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 from llmcore.native.code import MachineCode, loader, target_machine
 from llmcore.native.machine import machine
@@ -21,7 +26,50 @@ KERNEL_TYPE = "void(int64, int64, int64)"
 if machine().forced:  # Numba's optimizer must not count on more than the processor that is asked for has
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = machine().cpu, machine().flags
 
-inlined = numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+class _Library(JITCodeLibrary):  # type: ignore[misc]
+    """A function's optimized LLVM code, of which no machine code is made for this process.
+
+    That would cost time, and LLVM's last passes before it change the code that a helper's callers are then given: its
+    loops are no more what the optimizer knows, and an address may become an offset from null, stores to which it takes
+    for unreachable and drops.
+    """
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(NativeLowering):  # type: ignore[misc]
+    """Lowers a function into a :class:`_Library`."""
+
+    _name = "lowering_to_llvm"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        found = state["cr"]
+        module, name = found.fndesc.lookup_module(), found.fndesc.qualname.rpartition(".")[2]
+        key = make_function(module, name, "", 0, found.env, (state.library,))  # what callers know it by
+        state.targetctx.insert_user_function(key, found.fndesc, [state.library])
+        state["cr"] = found._replace(cfunc=key)
+        return True
+
+
+class _Compiler(CompilerBase):  # type: ignore[misc]
+    """Compiles kernels and their helpers."""
+
+    def define_pipelines(self) -> list[Any]:
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.passes = [(_Lowering, text) if each is NativeLowering else (each, text) for each, text in passes.passes]
+        passes.finalize()
+        return [passes]
+
+
+inlined = numba.njit(
+    forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_Compiler
+)
 """Decorates a helper of kernels: compiled as a part of whatever calls it, and not callable from Python."""
 
 
@@ -41,7 +89,7 @@ class NativeFunction:
 
     def compile(self) -> MachineCode:
         """Object code for :func:`llmcore.native.machine.machine`."""
-        compiled = numba.cfunc(self.signature, error_model="numpy")(self.function)
+        compiled = numba.cfunc(self.signature, error_model="numpy", pipeline_class=_Compiler)(self.function)
         module = llvm.parse_assembly(compiled.inspect_llvm())
         target = target_machine()
         _drop_unreachable(module, target)
