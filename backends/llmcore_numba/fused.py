@@ -33,16 +33,15 @@ from llmcore_numba.weights import (
     TOKEN_CHUNK,
     PerFormat,
     few_tokens,
-    float_rows,
     one_token,
     results_of,
     row_bytes,
     rows_per_chunk,
     store_up_to,
-    stride_of,
+    unpack_rows,
 )
 
-FORMAT = FORMATS["F32"]  # each kernel has its own
+FORMAT = FORMATS["Q8_0"]  # each kernel has its own
 
 A, B, NORM, TOTAL, NORMED, ADD_M, ADD_D, ADD_C, EPS = operands_of("add_rms_norm")
 GATE_X, GATE, UP, GATED, GATE_M, GATE_K, GATE_F = operands_of("gate_up_swiglu")
@@ -88,8 +87,8 @@ def gate_up_swiglu(operands, thread, _threads):
     )
     work, gates = scratch(operands, thread), results_of(operands, thread)
     ups = gates + 16 * ROWS * 4
-    size, stride = row_bytes(FORMAT, inner), stride_of(FORMAT, inner)
-    block = rows_per_chunk(FORMAT, 2 * inner)
+    size = row_bytes(FORMAT, inner)
+    block = rows_per_chunk(2 * inner)
     row_chunks, token_chunks = (outer + block - 1) // block, (tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK
     chunk = claim(operands)
     while chunk < row_chunks * token_chunks:
@@ -100,11 +99,12 @@ def gate_up_swiglu(operands, thread, _threads):
             one_token(FORMAT, x, up + first * size, size, count, inner, ups)
             store_up_to(y + first * 4, gated(load(gates), load(ups)), count)
         else:
-            gate_rows = float_rows(FORMAT, gate, first, count, inner, work)
-            up_rows = float_rows(FORMAT, up, first, count, inner, work + block * stride)
+            up_rows = work + block * inner * 4
+            unpack_rows(FORMAT, gate, first, count, inner, work)
+            unpack_rows(FORMAT, up, first, count, inner, up_rows)
             while token < end:
-                few_tokens(x, token, end, gate_rows, stride, count, inner, gates)
-                done = few_tokens(x, token, end, up_rows, stride, count, inner, ups)
+                few_tokens(x, token, end, work, count, inner, gates)
+                done = few_tokens(x, token, end, up_rows, count, inner, ups)
                 for i in range(done):
                     at = y + ((token + i) * outer + first) * 4
                     store_up_to(at, gated(load(gates + i * 64), load(ups + i * 64)), count)
@@ -141,8 +141,8 @@ def classifier_argmax(operands, thread, _threads):
     tokens, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     x, weight = tensor(operands, X), tensor(operands, WEIGHT)
     work, out, slots = scratch(operands, thread), results_of(operands, thread), scratch(operands, 0) + SHARED
-    size, stride = row_bytes(FORMAT, inner), stride_of(FORMAT, inner)
-    block = rows_per_chunk(FORMAT, inner)
+    size = row_bytes(FORMAT, inner)
+    block = rows_per_chunk(inner)
     blocks, most_chunks = (outer + block - 1) // block, max(1, SHARED_BYTES // (8 * max(1, tokens)))
     rows = block * max(4, (blocks + most_chunks - 1) // most_chunks)  # of a chunk: so many that the slots fit
     chunks = (outer + rows - 1) // rows if tokens else 0
@@ -158,10 +158,10 @@ def classifier_argmax(operands, thread, _threads):
                 one_token(FORMAT, x, weight + first * size, size, count, inner, out)
                 note_best(out, first, count, mine)
             else:
-                found = float_rows(FORMAT, weight, first, count, inner, work)
+                unpack_rows(FORMAT, weight, first, count, inner, work)
                 token = 0
                 while token < tokens:
-                    done = few_tokens(x, token, tokens, found, stride, count, inner, out)
+                    done = few_tokens(x, token, tokens, work, count, inner, out)
                     for i in range(done):
                         note_best(out + i * 64, first, count, mine + (token + i) * 8)
                     token += done

@@ -1,4 +1,4 @@
-"""linear, and linear with the residual added: one kernel for every weight format.
+"""linear, and linear with the residual added, in float32: one kernel for every quantized weight format.
 
 A chunk is up to 16 weight rows and 192 tokens. ``linear.Q4_1`` is the kernel for Q4_1 weights.
 """
@@ -13,17 +13,16 @@ from llmcore_numba.weights import (
     TOKEN_CHUNK,
     PerFormat,
     few_tokens,
-    float_rows,
     load_up_to,
     one_token,
     results_of,
     row_bytes,
     rows_per_chunk,
     store_up_to,
-    stride_of,
+    unpack_rows,
 )
 
-FORMAT = FORMATS["F32"]  # each kernel has its own
+FORMAT = FORMATS["Q8_0"]  # each kernel has its own
 
 X, WEIGHT, BIAS, Y, M, K, N = operands_of("linear")
 ADD_X, ADD_RESIDUAL, ADD_WEIGHT, ADD_BIAS, ADD_Y, ADD_M, ADD_K, ADD_N = operands_of("linear_add")
@@ -44,7 +43,7 @@ def finish(sums, bias, residual, y, at, first, count):
 def multiply(fmt, operands, thread, x, weight, bias, residual, y, tokens, inner, outer):
     """``y = residual + x @ weight.T + bias``; ``bias`` and ``residual`` may be 0, ``y`` may be ``residual``."""
     work, out = scratch(operands, thread), results_of(operands, thread)
-    block = rows_per_chunk(fmt, inner)
+    block = rows_per_chunk(inner)
     row_chunks, token_chunks = (outer + block - 1) // block, (tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK
     chunk = claim(operands)
     while chunk < row_chunks * token_chunks:
@@ -55,9 +54,9 @@ def multiply(fmt, operands, thread, x, weight, bias, residual, y, tokens, inner,
             one_token(fmt, x, weight + first * size, size, count, inner, out)
             finish(out, bias, residual, y, first * 4, first, count)
         else:
-            rows = float_rows(fmt, weight, first, count, inner, work)
+            unpack_rows(fmt, weight, first, count, inner, work)
             while token < end:
-                done = few_tokens(x, token, end, rows, stride_of(fmt, inner), count, inner, out)
+                done = few_tokens(x, token, end, work, count, inner, out)
                 for i in range(done):
                     finish(out + i * 64, bias, residual, y, ((token + i) * outer + first) * 4, first, count)
                 token += done

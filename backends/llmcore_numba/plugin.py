@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
+from llmcore_numba.float_packing import FLOAT_OPS, FLOAT_PACKINGS
 from llmcore_numba.packing import OUTLIER, PACKINGS
 
 PLAIN = {
@@ -109,13 +112,43 @@ def _projections(name: str, kv_dtype: str) -> KernelInfo:
     )
 
 
+def _float(op: str, name: str, *, rounded: bool = False) -> KernelInfo:
+    """``op`` on packed weights of format ``name``; ``rounded``: and activations that are rounded to bfloat16."""
+    kernel = KernelInfo(
+        op,
+        f"llmcore_numba.float_linear:{op}.{name}",
+        abi="native",
+        formats=(name,),
+        supported="llmcore_numba.scratch:few_enough_tokens" if op == "classifier_argmax" else "",
+        pack="llmcore_numba.float_packed:pack_floats",
+        layout=FLOAT_PACKINGS[name].layout,
+    )
+    if not rounded:
+        return kernel
+    return replace(
+        kernel,
+        target=f"{kernel.target}_pairs",
+        supported=f"llmcore_numba.scratch:{'classifier_' if op == 'classifier_argmax' else ''}multiplies_pairs",
+        before=(f"llmcore_numba.rounding:rounded.{op}",),
+        workspace="llmcore_numba.scratch:rounded_tokens",
+        exact=False,
+    )
+
+
 def _kernels() -> tuple[KernelInfo, ...]:
     plain = [_native(op, f"{file}:{op}") for op, file in PLAIN.items()]
-    weighted = [_native(op, f"{file}:{op}.{name}", (name,)) for op, file in PER_FORMAT.items() for name in FORMATS]
+    weighted = [
+        _native(op, f"{file}:{op}.{name}", (name,))
+        for op, file in PER_FORMAT.items()
+        for name in FORMATS
+        if not (op in FLOAT_OPS and name in FLOAT_PACKINGS)
+    ]
+    floats = [_float(op, "BF16", rounded=True) for op in FLOAT_OPS]
+    floats += [_float(op, name) for op in FLOAT_OPS for name in FLOAT_PACKINGS]
     integer = [_integer(op, name) for op in OUTLIER if op != QKV for name in PACKINGS]
     projections = [_projections(name, kv_dtype) for name in PACKINGS for kv_dtype in KV_LAYOUTS]
     cache = [_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS]
-    return (*plain, *projections, *integer, *weighted, *cache)
+    return (*plain, *projections, *integer, *floats, *weighted, *cache)
 
 
 @hookimpl

@@ -35,6 +35,23 @@ def few_enough_tokens(node: NodeView) -> str | None:
     return f"{tokens} tokens, at most {MOST_TOKENS}" if tokens > MOST_TOKENS else None
 
 
+def multiplies_pairs(_node: NodeView) -> str | None:
+    """Why this processor does not multiply pairs of bfloat16, or None."""
+    from llmcore.native.machine import machine  # asks LLVM
+
+    return None if machine().has("avx512bf16") else "needs AVX512 BF16"
+
+
+def classifier_multiplies_pairs(node: NodeView) -> str | None:
+    """Why ``classifier_argmax`` cannot run ``node`` with pairs of bfloat16, or None."""
+    return few_enough_tokens(node) or multiplies_pairs(node)
+
+
+def rounded_tokens(node: NodeView) -> int:
+    """Bytes of workspace for the input of a linear op, see :mod:`llmcore_numba.rounding`."""
+    return node.dims["M"] * (node.dims["K"] + 1 & ~1) * 2
+
+
 def classifier_fits(node: NodeView) -> str | None:
     """Why ``classifier_argmax`` cannot run ``node``, or None."""
     return few_enough_tokens(node) or row_fits(node)

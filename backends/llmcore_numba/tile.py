@@ -22,14 +22,13 @@ from llmcore.native.vector import (
     emit_fma,
     emit_fold,
     emit_load,
-    emit_load_first,
 )
 
 
 def dot_tile(tokens: int, rows: int) -> Callable[..., None]:
     """``tile(*x, *w, length, out)``: float32 ``out[token * 16 + row]`` = ``x[token] · w[row]``.
 
-    ``x`` are ``tokens`` addresses, ``w`` are ``rows``; all of ``length`` float32.
+    ``x`` are ``tokens`` addresses, ``w`` are ``rows``; all of ``length`` float32, whole vectors.
     """
 
     @emits(types.void, *[types.int64] * (tokens + rows + 2))
@@ -39,20 +38,14 @@ def dot_tile(tokens: int, rows: int) -> Callable[..., None]:
         for place in itertools.chain(*sums):
             builder.store(emit_constant(F32, 0.0), place)
 
-        def step(offset: Any, load: Callable[[Any], Any]) -> None:
-            inputs = [load(builder.add(x, offset)) for x in xs]
+        with cgutils.for_range(builder, builder.sdiv(length, WORD(LANES))) as loop:
+            offset = builder.mul(loop.index, WORD(LANES * 4))
+            inputs = [emit_load(builder, builder.add(x, offset), FLOAT) for x in xs]
             for row, w in enumerate(ws):
-                weight = load(builder.add(w, offset))
+                weight = emit_load(builder, builder.add(w, offset), FLOAT)
                 for token, x in enumerate(inputs):
                     place = sums[token][row]
                     builder.store(emit_fma(builder, x, weight, builder.load(place)), place)
-
-        whole = builder.sdiv(length, WORD(LANES))
-        with cgutils.for_range(builder, whole) as loop:
-            step(builder.mul(loop.index, WORD(LANES * 4)), lambda at: emit_load(builder, at, FLOAT))
-        rest = builder.srem(length, WORD(LANES))
-        with builder.if_then(builder.icmp_signed(">", rest, WORD(0)), likely=False):
-            step(builder.mul(whole, WORD(LANES * 4)), lambda at: emit_load_first(builder, at, rest, FLOAT, 4))
         for token, places in enumerate(sums):
             for row, place in enumerate(places):
                 value = emit_fold(builder, builder.load(place), builder.fadd)

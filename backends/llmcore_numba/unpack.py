@@ -25,14 +25,12 @@ class Format(NamedTuple):
     Attributes:
         unpack, unpack_first: see above.
         block, block_bytes: elements and bytes of one block.
-        mapped: whether a row in the checkpoint is float32 already, and need not be unpacked.
     """
 
     unpack: Callable[..., Any]
     unpack_first: Callable[..., Any]
     block: int
     block_bytes: int
-    mapped: bool = False
 
 
 # --- without blocks ---
@@ -190,7 +188,7 @@ def no_rest(_block, _count):
 
 
 FORMATS = {
-    "F32": Format(f32, f32_first, 16, 64, mapped=True),
+    "F32": Format(f32, f32_first, 16, 64),
     "F16": Format(f16, f16_first, 16, 32),
     "BF16": Format(bf16, bf16_first, 16, 32),
     "Q8_0": Format(q8_0, no_rest, 32, 34),

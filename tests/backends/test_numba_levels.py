@@ -15,21 +15,23 @@ from llmcore.native.machine import LEVELS, SETTING, host, machine
 ROOT = Path(__file__).parent
 FILES = (
     ROOT.parent / "native" / "test_vector.py",
-    *(ROOT / f"test_numba{name}.py" for name in ("", "_sizes", "_packed")),
+    *(ROOT / f"test_numba{name}.py" for name in ("", "_sizes", "_packed", "_floats")),
 )
-CHOSEN = "vector or sizes or packed or int4 or int8 or linear.F16 or linear.Q4_1 or embedding.F16 or attention or norm"
+CHOSEN = "vector or sizes or packed or floats or int4 or int8 or linear.Q4_1 or embedding.F16 or attention or norm"
 
 COMPILED = """
 import sys
 import llmcore.native.machine as native
-level = sys.argv[1]
-flags = ",".join("+" + name for name in sorted(native.LEVELS[level]))
-there = native.Machine(native.NAMES[level], native.LEVELS[level], flags, forced=True)
+level, _, more = sys.argv[1].partition("+")
+features = native.LEVELS[level] | set(more.split())
+flags = ",".join("+" + name for name in sorted(features))
+there = native.Machine(native.NAMES[level], features, flags, forced=True)
 native.machine = lambda: there
 import llvmlite.binding as llvm, numba
 from llmcore.native.code import target_machine
-from llmcore_numba.integer_linear import linear
-for kernel in (linear.int4_min, linear.int8):
+from llmcore_numba import float_linear, integer_linear
+file = float_linear if sys.argv[3][0].isupper() else integer_linear
+for kernel in (getattr(file.linear, name) for name in sys.argv[3:]):
     text = numba.cfunc(kernel.signature, error_model="numpy")(kernel.function).inspect_llvm()
     print(target_machine().emit_assembly(llvm.parse_assembly(text)).count(sys.argv[2]))
 """
@@ -47,14 +49,26 @@ def test_kernels_of_a_level(level: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("level", "instruction"), [("avx512", "vpdpbusd"), ("avx2", "vpmaddubsw")])
-def test_integer_kernels_use_the_instructions_of_their_level(level: str, instruction: str) -> None:
-    """Eight of each in a group, for a tile of one token and one of four, whatever processor this is."""
+@pytest.mark.parametrize(
+    ("level", "instruction", "kernels", "least"),
+    [
+        ("avx512", "vpdpbusd", ("int4_min", "int8"), 8 * 5),  # eight in a group, for tiles of one token and of four
+        ("avx2", "vpmaddubsw", ("int4_min", "int8"), 8 * 5),
+        ("avx512+avx512bf16", "vdpbf16ps", ("BF16_pairs",), 24 + 12 + 2),  # tiles of 6 x 4, 3 x 4 and 1 x 2
+        ("avx512", "vfmadd", ("F32", "BF16"), 24 + 12 + 2),
+    ],
+)
+def test_kernels_use_the_instructions_of_their_level(
+    level: str, instruction: str, kernels: tuple[str, ...], least: int
+) -> None:
+    """Whatever processor this is."""
     if "avx2" not in host().features:
         pytest.skip("LLVM here compiles for another architecture")
-    command = [sys.executable, "-c", COMPILED, level, instruction]
+    command = [sys.executable, "-c", COMPILED, level, instruction, *kernels]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert all(int(count) >= 8 * 5 for count in done.stdout.split())
+    counts = [int(count) for count in done.stdout.split()]
+    assert len(counts) == len(kernels)
+    assert min(counts) >= least
 
 
 def test_a_level_that_the_processor_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
