@@ -19,7 +19,7 @@ from llmcore_numba.integer_linear import (
     strips_per_chunk,
 )
 from llmcore_numba.kv_pages import PerKVType
-from llmcore_numba.kv_write import write_token
+from llmcore_numba.kv_write import tokens_per_chunk, write_token
 from llmcore_numba.operands import operands_of, workspace_of
 from llmcore_numba.packing import COLUMNS, PANEL
 from llmcore_numba.quantize import token_bytes
@@ -80,21 +80,19 @@ def qkv_rope_kv_write(operands, thread, _threads):
     tokens, wide, narrow, pairs = dim(operands, T), dim(operands, D), dim(operands, G), dim(operands, F)
     head_dim, interleaved = i64_attr(operands, HEAD_DIM), i64_attr(operands, INTERLEAVED)
     keys, eps = keys_of(operands), f64_attr(operands, EPS)
-    token = claim(operands)
-    while token < tokens:
-        q, k = tensor(operands, Q) + token * wide * 4, keys + token * narrow * 4
-        if tensor(operands, NQ):
-            norm_heads(q, tensor(operands, NQ), wide, head_dim, eps)
-            norm_heads(k, tensor(operands, NK), narrow, head_dim, eps)
-        angle = load_i32(tensor(operands, POSITIONS) + token * 4) * pairs * 4
-        cos, sin = tensor(operands, COS) + angle, tensor(operands, SIN) + angle
-        rotate_heads(q, q, cos, sin, wide, head_dim, pairs, interleaved)
-        rotate_heads(k, k, cos, sin, narrow, head_dim, pairs, interleaved)
-        slot, kv, page_size = (
-            load_i32(tensor(operands, SLOTS) + token * 4),
-            tensor(operands, KV),
-            i64_attr(operands, PAGE_SIZE),
-        )
-        v, work = k + tokens * narrow * 4, scratch(operands, thread)
-        write_token(ELEMENTS, k, v, slot, kv, narrow, head_dim, page_size, work)
-        token = claim(operands)
+    cos, sin, slots, kv = tensor(operands, COS), tensor(operands, SIN), tensor(operands, SLOTS), tensor(operands, KV)
+    page_size, work, values = i64_attr(operands, PAGE_SIZE), scratch(operands, thread), tokens * narrow * 4
+    chunk = tokens_per_chunk(tokens)
+    first = claim(operands) * chunk
+    while first < tokens:
+        for token in range(first, min(first + chunk, tokens)):
+            q, k = tensor(operands, Q) + token * wide * 4, keys + token * narrow * 4
+            if tensor(operands, NQ):
+                norm_heads(q, tensor(operands, NQ), wide, head_dim, eps)
+                norm_heads(k, tensor(operands, NK), narrow, head_dim, eps)
+            angle = load_i32(tensor(operands, POSITIONS) + token * 4) * pairs * 4
+            rotate_heads(q, q, cos + angle, sin + angle, wide, head_dim, pairs, interleaved)
+            rotate_heads(k, k, cos + angle, sin + angle, narrow, head_dim, pairs, interleaved)
+            slot = load_i32(slots + token * 4)
+            write_token(ELEMENTS, k, k + values, slot, kv, narrow, head_dim, page_size, work)
+        first = claim(operands) * chunk

@@ -31,14 +31,22 @@ def write_token(elements, k, v, slot, kv, width, head_dim, page_size, work):
             elements.write_values(work + unit * UNIT * 4, keys + half, unit, at % 16, pitch)
 
 
+@inlined
+def tokens_per_chunk(tokens):
+    """Tokens whose keys one thread writes: a prompt's neighbours share cache lines."""
+    return 16 if tokens >= 64 else 1
+
+
 @PerKVType
 def kv_write(operands, thread, _threads):
     tokens, width = dim(operands, T), dim(operands, G)
     k, v, slots = tensor(operands, K), tensor(operands, V), tensor(operands, SLOTS)
     kv, head_dim = tensor(operands, KV), i64_attr(operands, HEAD_DIM)
     page_size, work = i64_attr(operands, PAGE_SIZE), scratch(operands, thread)
-    token = claim(operands)
-    while token < tokens:
-        at, slot = token * width * 4, load_i32(slots + token * 4)
-        write_token(ELEMENTS, k + at, v + at, slot, kv, width, head_dim, page_size, work)
-        token = claim(operands)
+    chunk = tokens_per_chunk(tokens)
+    first = claim(operands) * chunk
+    while first < tokens:
+        for token in range(first, min(first + chunk, tokens)):
+            at, slot = token * width * 4, load_i32(slots + token * 4)
+            write_token(ELEMENTS, k + at, v + at, slot, kv, width, head_dim, page_size, work)
+        first = claim(operands) * chunk
