@@ -37,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         selected(config)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves random calls out where nobody asks for any."""
+    if getattr(config.option, "random_calls", None) == 0:
+        items[:] = [item for item in items if getattr(item, "originalname", "") != "test_random_calls"]
+
+
 def selected(config: pytest.Config) -> list[tuple[BackendInfo, KernelInfo]]:
     """The kernels that the command line asks for; raises ``pytest.UsageError`` where it names something unknown."""
     import pytest
