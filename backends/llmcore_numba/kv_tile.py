@@ -1,6 +1,7 @@
 """Register tiles of attention: a few rows of queries, or of weights, times keys or values, sums kept in registers.
 
-Each sum runs through its products in order, so tiles of different shapes give the same bits. Where rows are few XX"""
+Each sum runs through its products in order, so tiles of different shapes give the same bits.
+"""
 
 from __future__ import annotations
 

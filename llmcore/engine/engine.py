@@ -135,18 +135,20 @@ class Engine:
         self.counters.steps += 1
         row = 0
         for request, new, complete in plan:
-            request.computed += new
             self.counters.computed += new
             if complete:
                 wanted = request.params.logprobs
                 extra = () if wanted is None or logits is None else (logprobs(logits[row], tokens[row], wanted),)
-                request.deltas.append(self._accept(self.live[request.id], tokens[row], extra))
+                request.deltas.append(self._accept(self.live[request.id], new, tokens[row], extra))
                 row += 1
+            else:
+                request.computed += new
 
-    def _accept(self, live: Live, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
-        """Appends ``token`` to a request and sees whether that ends it."""
+    def _accept(self, live: Live, new: int, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
+        """Appends ``token``, made of ``new`` computed ones, to a request and sees whether that ends it."""
         request = live.request
         request.tokens.append(token)
+        request.computed += new  # after it: should an interrupt come between, they are computed again
         self.counters.generated += 1
         reason: FinishReason | None = None
         if token in live.ends:

@@ -13,7 +13,7 @@ from llmcore.testing.invoke import Machine, Setting, execute
 from llmcore.testing.operands import Values, make_values, random_weight, stored
 from llmcore.weights.formats import FORMATS
 from llmcore_numba.packed import Array, pack
-from llmcore_numba.packing import COLUMNS, PACKINGS, ROWS, Packing
+from llmcore_numba.packing import COLUMNS, OUTLIER, PACKINGS, ROWS, Packing
 from llmcore_numba.plugin import llmcore_backends
 
 LOSSLESS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -94,6 +94,18 @@ def test_tokens_that_the_codes_hold_are_multiplied_exactly(op: str, name: str, t
     got, weights = _results(x, op, name, rows=49)
     want = x.astype(np.float64) @ weights.T.astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("tokens", [1, 21])
+def test_the_greedy_token_is_that_of_the_largest_logit(tokens: int) -> None:
+    """Whether logits are wanted depends on who shares the batch: both heads must see the same quantized tokens."""
+    dims = {"M": tokens, "K": 576, "N": 300}
+    x = np.random.default_rng(4).standard_t(3, (tokens, 576)).astype(np.float32)  # some elements of 5 means, and of 6
+    values = Values({"x": x}, make_values(ops.get("linear"), Case(dims), {"weight": "Q8_0"}, "float32", 1).stored)
+    logits = execute(_kernel("linear", "Q8_0"), values, dims, {}, Setting(Machine()))["y"]
+    ids = execute(_kernel("classifier_argmax", "Q8_0"), values, dims, {}, Setting(Machine()))["ids"]
+    np.testing.assert_array_equal(ids, logits.argmax(1))
+    assert OUTLIER["classifier_argmax"] == OUTLIER["linear"]
 
 
 def test_extreme_codes_do_not_overflow() -> None:
