@@ -63,7 +63,7 @@ HIGH, SCALE, TOTAL, LESS, SHIFT, LOW, LESS_LOW, RECORD = 0, 32, 36, 40, 44, 48, 
 """Where the parts of a group of 32 columns begin in a panel of one token, and their bytes; each is ``[…][token]``.
 
 Two planes of codes, ``HIGH`` and ``LOW``: int8 ``[8 quads][token][4]``; a code is ``(HIGH << SHIFT) + LOW``. ``SCALE``
-is float32, and ``TOTAL`` that times the sum of the codes. ``LESS`` and ``LESS_LOW`` are int32: minus the sum of a plane.
+is float32, ``TOTAL`` that times the sum of the codes. ``LESS`` and ``LESS_LOW`` are int32: minus the sum of a plane.
 """
 
 PLANE_BITS = 7  # SHIFT of a group that needs two planes; 0 of others, which have zeros in LOW
