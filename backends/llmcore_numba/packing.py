@@ -78,9 +78,8 @@ OUTLIER = {
 """Op that runs on packed weights → from which element on, in means of its token, a group gets codes of 15 bits.
 
 One such element would leave the others of its group a few steps of 8 bits. Without this SmolLM2 answered otherwise
-where two tokens were nearly as good: its logits were off by 0.16, root mean square; with it they are by 0.09, for a
-quarter more multiplications. Queries and keys feel errors most; what SwiGLU has made has many such elements, of little
-weight.
+where two tokens were nearly as good. Bounds are a compromise with the second multiplication: queries and keys feel
+errors most; what SwiGLU has made has many such elements, of little weight.
 """
 
 PACKINGS = {
