@@ -9,10 +9,12 @@ A query row is one head of one token. A chunk of work is up to 48 query rows of 
 one part of what a sequence's single new token reads of it.
 
 What is summed of a row is a *record*: the sum of weights in 16 lanes, the largest score, the weighted sum of values.
+Scores are logarithms to base 2: queries are scaled for that.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ from llmcore.native.abi import (
     store_f32,
     tensor,
 )
-from llmcore.native.exponential import exp
+from llmcore.native.exponential import exp2
 from llmcore.native.vector import (
     any_above,
     first_or,
@@ -39,13 +41,14 @@ from llmcore.native.vector import (
     larger,
     largest,
     load,
+    load_first,
     splat,
     store,
     store_first,
     total,
     zeros,
 )
-from llmcore_numba.kv_pages import Head, PerKVType, blocks_in, blocks_of, find_blocks, gather, padded, position_of
+from llmcore_numba.kv_pages import Head, PerKVType, blocks_in, blocks_of, find_blocks, padded, position_of
 from llmcore_numba.kv_tile import BLOCKS, ENTRY, IN_USE, POSITION
 from llmcore_numba.kv_types import UNIT
 from llmcore_numba.operands import operands_of, workspace_of
@@ -57,6 +60,7 @@ PARTIAL = workspace_of("attention")
 SCORES = 16 * BLOCKS * 4  # bytes of a row's scores in a span
 HIGHEST = 64  # where a record has the largest score
 NOTHING = np.float32(-np.inf)
+LOG2_E = 1 / math.log(2)
 
 
 ELEMENTS = None  # each kernel's own
@@ -93,19 +97,47 @@ def seen_by(rows, r):
 
 
 @inlined
-def soften(entries, count, scores, limit, record, pitch):
-    """Turns one row's scores of a span into weights, and rescales what was summed before.
+def higher(high, record, pitch):
+    """The record's largest score, once it is no less than any lane of ``high``; rescales what was summed before."""
+    highest = load_f32(record + HIGHEST)
+    if any_above(high, splat(highest)):  # the factor would be exactly 1 otherwise
+        now = largest(high)
+        factor = exp2(splat(highest - now))
+        store(record, load(record) * factor)
+        for i in range(RECORD_HEAD, RECORD_HEAD + pitch * 4, 64):
+            store(record + i, load(record + i) * factor)
+        store_f32(record + HIGHEST, now)
+        highest = now
+    return highest
+
+
+@inlined
+def soften_all(elements, scores, record, pitch):
+    """:func:`soften` for a row that sees all of a span: 64 positions."""
+    first, second = load(scores), load(scores + 64)
+    third, fourth = load(scores + 128), load(scores + 192)
+    highest = splat(higher(larger(larger(larger(first, second), third), fourth), record, pitch))
+    step = 16 * elements.factor_bytes
+    sums = load(record) + elements.put(scores, exp2(first - highest))
+    sums = sums + elements.put(scores + step, exp2(second - highest))
+    sums = sums + elements.put(scores + 2 * step, exp2(third - highest))
+    store(record, sums + elements.put(scores + 3 * step, exp2(fourth - highest)))
+
+
+@inlined
+def soften(elements, entries, count, scores, limit, record, pitch):
+    """Turns one row's scores of a span into weights, in their place, and rescales what was summed before.
 
     Args:
         entries: the span, see :func:`find_blocks`; ``count`` of its blocks have positions.
-        scores: 64 floats.
+        scores: 64 floats, logarithms to base 2.
         limit: positions that the row sees; those from there on weigh nothing.
     """
-    nothing = splat(NOTHING)
     if limit <= load_i64(entries + POSITION):  # nothing of it
         for block in range(count):
-            store(scores + block * 64, zeros())
+            elements.put(scores + block * 16 * elements.factor_bytes, zeros())
         return
+    nothing = splat(NOTHING)
     high = nothing
     for block in range(count):
         entry = entries + block * ENTRY
@@ -113,20 +145,11 @@ def soften(entries, count, scores, limit, record, pitch):
         if seen < 16:
             store(scores + block * 64, first_or(load(scores + block * 64), seen, nothing))
         high = larger(high, load(scores + block * 64))
-    highest = load_f32(record + HIGHEST)
+    highest = splat(higher(high, record, pitch))
     sums = load(record)
-    if any_above(high, splat(highest)):  # the factor would be exactly 1 otherwise
-        now = largest(high)
-        factor = exp(splat(highest - now))
-        sums = sums * factor
-        for i in range(RECORD_HEAD, RECORD_HEAD + pitch * 4, 64):
-            store(record + i, load(record + i) * factor)
-        store_f32(record + HIGHEST, now)
-        highest = now
     for block in range(count):
-        weights = exp(load(scores + block * 64) - splat(highest))
-        store(scores + block * 64, weights)
-        sums = sums + weights
+        weights = exp2(load(scores + block * 64) - highest)
+        sums = sums + elements.put(scores + block * 16 * elements.factor_bytes, weights)
     store(record, sums)
 
 
@@ -144,13 +167,13 @@ def merge(record, other, size):
     """Adds a record of later positions to one of earlier ones."""
     before, now = load_f32(record + HIGHEST), load_f32(other + HIGHEST)
     if now > before:
-        factor = exp(splat(before - now))
+        factor = exp2(splat(before - now))
         store_f32(record + HIGHEST, now)
         store(record, fma(load(record), factor, load(other)))
         for i in range(RECORD_HEAD, size, 64):
             store(record + i, fma(load(record + i), factor, load(other + i)))
     else:
-        factor = exp(splat(now - before))
+        factor = exp2(splat(now - before))
         store(record, fma(load(other), factor, load(record)))
         for i in range(RECORD_HEAD, size, 64):
             store(record + i, fma(load(other + i), factor, load(record + i)))
@@ -175,9 +198,16 @@ def place_of(rows, r):
 
 
 @inlined
-def gather_queries(rows, queries, scale):
+def gather_queries(elements, rows, queries, scale):
+    """Copies the rows times ``scale``, and zeros up to a multiple of 16."""
+    whole, pitch, factors = rows.head_dim & ~15, padded(rows.head_dim), splat(scale)
     for r in range(rows.count):
-        gather(rows.q + place_of(rows, r), queries + r * padded(rows.head_dim) * 4, rows.head_dim, scale)
+        source, target = rows.q + place_of(rows, r), queries + r * pitch * elements.factor_bytes
+        for i in range(0, whole, 16):
+            elements.put(target + i * elements.factor_bytes, load(source + i * 4) * factors)
+        if whole < rows.head_dim:
+            rest = load_first(source + whole * 4, rows.head_dim - whole) * factors
+            elements.put(target + whole * elements.factor_bytes, rest)
 
 
 @inlined
@@ -198,17 +228,22 @@ def attend(elements, head, rows, scale, records, first, stop, work):
     pitch, size, units = padded(rows.head_dim), record_bytes(rows.head_dim), (rows.head_dim + UNIT - 1) // UNIT
     queries, scores = work, work + ROWS * pitch * 4
     entries, later = scores + ROWS * SCORES, scores + ROWS * SCORES + BLOCKS * ENTRY
-    gather_queries(rows, queries, scale)
+    gather_queries(elements, rows, queries, scale)
     length = seen_by(rows, rows.count - 1)
     end = min(stop * PART_BLOCKS, blocks_of(length, head.page_size))
     target = records
     clear(rows, target)
     for span in range(first * PART_BLOCKS, end, BLOCKS):
         count = min(BLOCKS, end - span)
-        find_blocks(entries, span, head, length)
-        elements.times_keys(rows.count, queries, pitch * 4, entries, count, units, scores, SCORES)
+        whole = find_blocks(entries, span, head, length) == BLOCKS * 16
+        elements.times_keys(rows.count, queries, pitch * elements.factor_bytes, entries, count, units, scores, SCORES)
+        behind = load_i64(entries + (BLOCKS - 1) * ENTRY + POSITION) + 16
         for r in range(rows.count):
-            soften(entries, count, scores + r * SCORES, seen_by(rows, r), target + r * size, pitch)
+            seen, place, record = seen_by(rows, r), scores + r * SCORES, target + r * size
+            if whole and seen >= behind:
+                soften_all(elements, place, record, pitch)
+            else:
+                soften(elements, entries, count, place, seen, record, pitch)
         elements.times_values(rows.count, scores, SCORES, entries, count, pitch, target + RECORD_HEAD, size)
         if (span + BLOCKS) % PART_BLOCKS == 0 or span + BLOCKS >= end:  # the end of a part
             if target != records:
@@ -250,7 +285,7 @@ def attention(operands, thread, _threads):
     q, kv, y, tables = tensor(operands, Q), tensor(operands, KV), tensor(operands, Y), tensor(operands, TABLES)
     starts, lens, kv_lens = tensor(operands, STARTS), tensor(operands, LENS), tensor(operands, KV_LENS)
     head_dim, kv_heads = i64_attr(operands, HEAD_DIM), i64_attr(operands, KV_HEADS)
-    page_size, scale = i64_attr(operands, PAGE_SIZE), np.float32(f64_attr(operands, SCALE))
+    page_size, scale = i64_attr(operands, PAGE_SIZE), np.float32(f64_attr(operands, SCALE) * LOG2_E)
     group = width // head_dim // kv_heads
     work, partial = scratch(operands, thread), tensor(operands, PARTIAL)
     block, size = padded(head_dim) * ELEMENTS.column_bytes, record_bytes(head_dim)

@@ -28,8 +28,9 @@ from llmcore.native.abi import (
 )
 from llmcore.native.vector import LANES, load
 from llmcore_numba.elementwise import gated
+from llmcore_numba.float_arithmetic import ARITHMETIC, FACTOR
 from llmcore_numba.float_packing import ROWS, VECTORS
-from llmcore_numba.float_tile import ARITHMETIC, FACTOR, SHAPE, STRIP, SUMS, WIDTH, float_tile
+from llmcore_numba.float_tile import SHAPE, STRIP, SUMS, WIDTH, float_tile
 from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import operands_of, workspace_of
@@ -91,7 +92,7 @@ def _kind(name):
     shapes = {"many": (TOKENS, TOGETHER), "few": (FEW, TOGETHER), "one": (1, VECTORS)}
     tiles = {part: float_tile(arithmetic, *shape) for part, shape in shapes.items()}
     tile = inlined(specialised(_tile, f"tile_{name}", **tiles))
-    return Kind(tile, arithmetic.columns, arithmetic.factors, arithmetic.packing.vector_bytes)
+    return Kind(tile, arithmetic.columns, arithmetic.factors, arithmetic.vector_bytes)
 
 
 def _tile(weights, stride, nbytes, vectors, x, size, tokens, factors, going_on, out):

@@ -3,8 +3,7 @@
 Each sum is one lane that runs through the columns in order, whatever the tile, so tiles of every shape give the same
 bits, and so does a run of columns that is cut in two.
 
-An :class:`Arithmetic` says what a vector of packed weights becomes, and what it is multiplied with. What a token has
-for it is a *factor* of 4 bytes: a float32, or a pair of bfloat16.
+An :class:`~llmcore_numba.float_arithmetic.Arithmetic` says what a vector of packed weights is multiplied with.
 """
 
 from __future__ import annotations
@@ -17,26 +16,12 @@ from numba import types
 from numba.core import cgutils
 
 from llmcore.native.machine import machine
-from llmcore.native.memory import WORD, emit_half, emits, pointer
-from llmcore.native.vector import FLOAT, INT, LANES, SHORT, emit_fma, emit_load, emit_repeat
-from llmcore_numba.float_packing import FLOAT_PACKINGS, VECTORS, FloatPacking
+from llmcore.native.memory import WORD, emits, pointer
+from llmcore.native.vector import FLOAT, INT, LANES, emit_load, emit_repeat
+from llmcore_numba.float_arithmetic import FACTOR, FLOATS, Arithmetic
+from llmcore_numba.float_packing import VECTORS
 
-FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
-FACTOR, SUMS = 4, LANES * 4  # bytes: of a factor, of the sums of a token and a vector
-
-
-class _BFloat(ir.types._BaseFloatType):
-    """LLVM's bfloat, which llvmlite has no type for."""
-
-    intrinsic_name = "bf16"
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-
-_BFloat._create_instance()
-BFLOAT = _BFloat()
-BFLOATS = ir.VectorType(BFLOAT, 2 * LANES)
+SUMS = LANES * 4  # bytes of the sums of a token and a vector
 
 
 class Shape(NamedTuple):
@@ -59,72 +44,6 @@ STRIP = 2  # blocks that share the tokens in a cache, and their place for sums
 WIDTH = STRIP * VECTORS * SUMS  # bytes of a token's sums
 
 
-class Arithmetic(NamedTuple):
-    """How packed weights are multiplied.
-
-    Attributes:
-        packing: of the weights.
-        columns: of a factor.
-        weights: ``f(builder, address)``: the operands that a vector of packed weights becomes, one for each factor.
-        factor: ``f(builder, repeated)``: the operand that a factor, an int32 repeated in sixteen lanes, becomes.
-        add: ``f(builder, factor, weights, sums)``: sums and products.
-    """
-
-    packing: FloatPacking
-    columns: int
-    weights: Callable[[Any, Any], list[Any]]
-    factor: Callable[[Any, Any], Any]
-    add: Callable[[Any, Any, Any, Any], Any] = emit_fma
-
-    @property
-    def factors(self) -> int:
-        """Of a vector of packed weights."""
-        return self.packing.columns // self.columns
-
-
-def _float(builder: Any, value: Any) -> Any:
-    return builder.bitcast(value, FLOATS)
-
-
-def _f32(builder: Any, address: Any) -> list[Any]:
-    return [emit_load(builder, address, FLOAT)]
-
-
-def _f16(builder: Any, address: Any) -> list[Any]:
-    return [emit_half(builder, emit_load(builder, address, SHORT), lambda element: ir.VectorType(element, LANES))]
-
-
-def _bf16(builder: Any, address: Any) -> list[Any]:
-    """A bfloat16 is the upper half of a float32."""
-    pairs = emit_load(builder, address, INT)
-    first = builder.shl(pairs, ir.Constant(INTS, [16] * LANES))
-    second = builder.and_(pairs, ir.Constant(INTS, [-(1 << 16)] * LANES))
-    return [_float(builder, first), _float(builder, second)]
-
-
-def _pairs(builder: Any, address: Any) -> list[Any]:
-    return [_pair(builder, emit_load(builder, address, INT))]
-
-
-def _pair(builder: Any, value: Any) -> Any:
-    return builder.bitcast(value, BFLOATS)
-
-
-def _add_pairs(builder: Any, factor: Any, weights: Any, sums: Any) -> Any:
-    kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
-    dot = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
-    return builder.call(dot, [sums, weights, factor])
-
-
-ARITHMETIC = {
-    "F32": Arithmetic(FLOAT_PACKINGS["F32"], 1, _f32, _float),
-    "F16": Arithmetic(FLOAT_PACKINGS["F16"], 1, _f16, _float),
-    "BF16": Arithmetic(FLOAT_PACKINGS["BF16"], 1, _bf16, _float),
-    "BF16_pairs": Arithmetic(FLOAT_PACKINGS["BF16"], 2, _pairs, _pair, _add_pairs),
-}
-"""``BF16_pairs`` multiplies tokens that have been rounded to bfloat16, and needs AVX512 BF16."""
-
-
 def float_tile(arithmetic: Arithmetic, tokens: int, width: int) -> Callable[..., None]:
     """``tile(weights, stride, last_block, x, size, last_token, factors, going_on, out)``.
 
@@ -137,7 +56,7 @@ def float_tile(arithmetic: Arithmetic, tokens: int, width: int) -> Callable[...,
     def tile(builder: Any, *values: Any) -> None:
         first, stride, last_block, x, size, last_token, factors, going_on, out = values
         blocks = _spaced(builder, first, stride, max(1, width // VECTORS), last_block)
-        halves = [WORD(half * arithmetic.packing.vector_bytes) for half in range(min(width, VECTORS))]
+        halves = [WORD(half * arithmetic.vector_bytes) for half in range(min(width, VECTORS))]
         xs = _spaced(builder, x, size, tokens, last_token)
         sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(width)] for _ in xs]
         places = [(place, WORD(WIDTH * i + SUMS * k)) for i, row in enumerate(sums) for k, place in enumerate(row)]
@@ -148,9 +67,9 @@ def float_tile(arithmetic: Arithmetic, tokens: int, width: int) -> Callable[...,
                 builder.store(emit_load(builder, builder.add(out, at), FLOAT), place)
 
         def step(index: Any, count: int) -> None:
-            at = builder.mul(index, WORD(VECTORS * arithmetic.packing.vector_bytes))
+            at = builder.mul(index, WORD(VECTORS * arithmetic.vector_bytes))
             vectors = [builder.add(builder.add(block, at), half) for block in blocks for half in halves]
-            found = [arithmetic.weights(builder, vector) for vector in vectors]
+            found = [arithmetic.operands(builder, emit_load(builder, vector, arithmetic.lane)) for vector in vectors]
             for part in range(count):
                 behind = builder.add(builder.mul(index, WORD(FACTOR * arithmetic.factors)), WORD(FACTOR * part))
                 for row, token in zip(sums, xs, strict=True):

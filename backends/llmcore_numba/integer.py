@@ -19,7 +19,7 @@ from numba.core import cgutils
 
 from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, emit_half, emits, pointer
-from llmcore.native.vector import BYTE, FLOAT, INT, LANES, SHORT, emit_fma, emit_load
+from llmcore.native.vector import FLOAT, INT, LANES, SHORT, emit_fma, emit_load, emit_prefetch
 from llmcore_numba.integer_sums import FLOATS, Rows, Tokens, const, group_sums, repeat
 from llmcore_numba.packing import HIGH, LESS, LESS_LOW, LOW, RECORD, ROWS, SCALE, SHIFT, TOTAL, Packing
 
@@ -142,12 +142,8 @@ def _any_of(builder: Any, address: Any, tokens: int) -> Any:
 
 def _prefetch(builder: Any, block: Any, nbytes: int) -> None:
     """Asks for the lines of a block that is some way ahead: a thread alone, or a new page, is too slow otherwise."""
-    byte, word = BYTE.as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     for line in range(0, nbytes, 64):
-        at = pointer(builder, builder.add(block, WORD(AHEAD + line)), BYTE)
-        builder.call(function, [at, word(0), word(3), word(1)])
+        emit_prefetch(builder, builder.add(block, WORD(AHEAD + line)))
 
 
 def _halves(builder: Any, address: Any) -> Any:

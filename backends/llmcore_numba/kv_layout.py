@@ -6,7 +6,8 @@ elements. Pages are padded to whole blocks, and heads to a multiple of 16 elemen
 
 =========  ====================================================================================================
 float32    as it is
-bfloat16   as it is
+bfloat16   in pairs, which ``vdpbf16ps`` multiplies: keys ``[element / 2][16 positions][2 elements]``, values
+           ``[position / 2][element][2 positions]``
 int8       8 elements share a scale. Keys: for each 8 elements the scales of the 16 positions (f16), then the codes
            ``[8 elements][16 positions]``. Values: the scales ``[16 positions][group]``, then the codes.
 =========  ====================================================================================================
@@ -38,7 +39,7 @@ def page_shape(kv_dtype: str, kv_heads: int, head_dim: int, page_size: int) -> t
 
 
 def _layout(kv_dtype: str, name: str) -> KVLayout:
-    return KVLayout(f"numba-{name}", 2, "uint8", partial(page_shape, kv_dtype))
+    return KVLayout(f"numba-{name}", 3, "uint8", partial(page_shape, kv_dtype))
 
 
 FLOAT32, BFLOAT16, INT8 = _layout("float32", "f32"), _layout("bfloat16", "bf16"), _layout("int8", "int8-g8")

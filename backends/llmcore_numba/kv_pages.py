@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from llmcore.native.abi import NativeFunction, inlined, load_i32, native_kernel, specialised, store_i64
 from llmcore.native.vector import load, load_first, splat, store
 from llmcore_numba import kv_layout
-from llmcore_numba.kv_tile import BLOCKS, ENTRY, IN_USE, POSITION, VALUES, times_keys, times_values
-from llmcore_numba.kv_types import KV_TYPES, UNIT, writers
+from llmcore_numba.kv_tile import BLOCKS, ENTRY, IN_USE, NEXT, POSITION, VALUES, times_keys, times_values
+from llmcore_numba.kv_types import KV_TYPES, UNIT, putter, writers
 
 padded = inlined(kv_layout.padded)
 
@@ -19,9 +19,12 @@ class Elements(NamedTuple):
 
     Attributes:
         column_bytes: bytes that a block takes for each element of a head.
+        factor_bytes: bytes of an element of a query, or a weight, once it is ``put`` somewhere.
     """
 
     column_bytes: int
+    factor_bytes: int
+    put: Callable[..., Any]
     times_keys: Callable[..., Any]
     times_values: Callable[..., Any]
     write_keys: Callable[..., Any]
@@ -43,7 +46,7 @@ class PerKVType:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
         kind = KV_TYPES[name]
         size = kv_layout.block_bytes(name, UNIT) // UNIT
-        elements = Elements(size, times_keys(kind), times_values(kind), *writers(kind))
+        elements = Elements(size, kind.factor_bytes, putter(kind), times_keys(kind), times_values(kind), *writers(kind))
         kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", ELEMENTS=elements))
         setattr(self, name, kernel)
         return kernel
@@ -85,24 +88,38 @@ def position_of(block, page_size):
 
 
 @inlined
+def keys_of(block, head):
+    """The address of a block's keys."""
+    in_page = blocks_in(head.page_size)
+    page = load_i32(head.table + block // in_page * 4)
+    return head.keys + page * head.page_bytes + block % in_page * head.block
+
+
+@inlined
 def find_blocks(entries, first, head, length):
     """Describes the blocks of a span that begins with block ``first``.
 
     Each entry is the addresses of the block's keys and values, its first position, and how many of its 16 positions
-    there are below ``length``. Those beyond are described as the last one, without positions.
+    there are below ``length``. Those beyond are described as the last one, without positions. It ends with the address
+    of the keys of a block of the next span. Returns how many positions there are altogether.
     """
-    in_page, keys = blocks_in(head.page_size), head.keys
+    positions = 0
+    keys = after = head.keys
     for block in range(first, first + BLOCKS):
-        page, part = block // in_page, block % in_page
-        position = page * head.page_size + part * 16
-        count = max(0, min(16, head.page_size - part * 16, length - position))
+        position = position_of(block, head.page_size)
+        count = max(0, min(16, head.page_size - position % head.page_size, length - position))
         if count > 0:  # only then is there a page
-            keys = head.keys + load_i32(head.table + page * 4) * head.page_bytes + part * head.block
+            keys = keys_of(block, head)
+        if position_of(block + BLOCKS, head.page_size) < length:
+            after = keys_of(block + BLOCKS, head)
         entry = entries + (block - first) * ENTRY
         store_i64(entry, keys)
         store_i64(entry + VALUES, keys + head.half)
         store_i64(entry + POSITION, position)
         store_i64(entry + IN_USE, count)
+        store_i64(entry + NEXT, after)
+        positions += count
+    return positions
 
 
 @inlined

@@ -1,7 +1,8 @@
 """The element types of the KV cache: how kernels read and write the blocks of :mod:`llmcore_numba.kv_layout`.
 
-Whatever the type, attention computes with float32: elements are expanded in registers. Keys are read in units of 8
-elements, which have one scale where the type has scales.
+Attention computes with float32, to which elements are expanded in registers; but where the processor multiplies pairs
+of bfloat16, a cache of bfloat16 is multiplied by them: queries, and what the scores have become, are rounded for it.
+Keys are read in units of 8 elements, which have one scale where the type has scales.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from numba import types
 from llmcore.cache.layout import INT8_GROUP, INT8_LARGEST
 from llmcore.native.compiling import inlined, specialised
 from llmcore.native.exponential import ROUNDER
+from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, emit_half, emits, pointer
 from llmcore.native.vector import BYTE, F32, FLOAT, I32, INT, LANES, SHORT, emit_constant, emit_load
+from llmcore_numba.float_arithmetic import ARITHMETIC, BFLOAT, Arithmetic, as_float
 from llmcore_numba.kv_layout import BLOCK
 
 UNIT = INT8_GROUP
@@ -29,18 +32,31 @@ Encoded = tuple[Any, Any | None]
 class KVType:
     """One element type.
 
+    A *span* is what shares a lane: neighbouring elements of a key, or the same element of neighbouring positions'
+    values.
+
     Attributes:
         size: bytes of an element.
-        decode: ``f(builder, address)``: 16 elements as float32, without their scale.
+        arithmetic: how it is multiplied.
         encode: ``f(builder, floats)``: the elements that stand for 8 float32, and their scale (int16) if there is one.
         scaled: whether each unit has a scale.
     """
 
     name: str
     size: int
-    decode: Callable[[Any, Any], Any]
+    arithmetic: Arithmetic
     encode: Callable[[Any, Any], Encoded]
     scaled: bool = False
+
+    @property
+    def span(self) -> int:
+        """Elements that share a lane."""
+        return self.arithmetic.elements
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes that an element of a query takes, or a position's weight."""
+        return 4 // self.arithmetic.columns
 
     @property
     def unit_head(self) -> int:
@@ -56,19 +72,43 @@ class KVType:
         """The scales of the unit of keys at an address, None where there are none."""
         return _halves(builder, unit, LANES) if self.scaled else None
 
-    def key(self, builder: Any, unit: Any, element: Any, scales: Any) -> Any:
-        """One element of the unit of keys at an address, of all positions."""
-        vector = self.decode(builder, add(builder, unit, self.unit_head, (element, BLOCK * self.size)))
-        return vector if scales is None else builder.fmul(vector, scales)
+    def key_at(self, builder: Any, unit: Any, span: Any) -> Any:
+        """Where a span of the unit of keys at an address is."""
+        return add(builder, unit, self.unit_head, (span, self.arithmetic.vector_bytes))
 
-    def value(self, builder: Any, block: Any, step: Any, column: Any, pitch: Any) -> Any:
-        """16 elements from ``column`` on of the values of position ``step``."""
-        vector = self.decode(builder, self._value(builder, block, step, column, pitch))
+    def value_at(self, builder: Any, block: Any, span: Any, column: Any, pitch: Any) -> Any:
+        """Where the values of a span of positions are, from element ``column`` on."""
+        lane = builder.add(builder.mul(span, pitch), column)
+        return add(builder, block, (pitch, self.unit_head // UNIT), (lane, self.arithmetic.lane_bytes))
+
+    def keys(self, builder: Any, unit: Any, span: Any, scales: Any) -> list[Any]:
+        """A span of the unit of keys at an address, of all positions: an operand for each factor."""
+        operands = self.arithmetic.operands(builder, self._load(builder, self.key_at(builder, unit, span)))
+        return operands if scales is None else [builder.fmul(operand, scales) for operand in operands]
+
+    def values(self, builder: Any, block: Any, span: Any, column: Any, pitch: Any, some: bool = False) -> list[Any]:
+        """16 elements from ``column`` on of the values of a span of positions: an operand for each factor.
+
+        ``some``: what lies beyond the first position is taken for zero, since it may be anything.
+        """
+        lanes = self._load(builder, self.value_at(builder, block, span, column, pitch))
+        if some:
+            lanes = builder.and_(lanes, _all(lanes.type, (1 << 8 * self.size) - 1))
+        operands = self.arithmetic.operands(builder, lanes)
         if not self.scaled:
+            return operands
+        scales = _halves(builder, self._value_scale(builder, block, span, column, pitch), LANES // UNIT)
+        repeated = builder.shuffle_vector(scales, scales, ir.Constant(I32.ir, [lane // UNIT for lane in range(LANES)]))
+        return [builder.fmul(operand, repeated) for operand in operands]
+
+    def put(self, builder: Any, address: Any, vector: Any) -> Any:
+        """Stores 16 elements of a query, or weights, as factors; returns what was stored."""
+        if self.arithmetic.columns == 1:
+            _store(builder, vector, address)
             return vector
-        scales = _halves(builder, self._value_scale(builder, block, step, column, pitch), LANES // UNIT)
-        lanes = ir.Constant(I32.ir, [lane // UNIT for lane in range(LANES)])
-        return builder.fmul(vector, builder.shuffle_vector(scales, scales, lanes))
+        rounded = builder.bitcast(builder.fptrunc(vector, ir.VectorType(BFLOAT, LANES)), ir.VectorType(SHORT, LANES))
+        _store(builder, rounded, address)
+        return as_float(builder, builder.shl(builder.zext(rounded, I32.ir), emit_constant(I32, 16)))
 
     def write_keys(self, builder: Any, x: Any, block: Any, unit: Any, position: Any) -> None:
         """Stores 8 float32 at ``x`` as a unit of the keys of a position, of the 16 in ``block``."""
@@ -77,8 +117,9 @@ class KVType:
         if scale is not None:
             _store(builder, scale, add(builder, at, (position, 2)))
         for i in range(UNIT):
+            span = self.unit_head + i // self.span * self.arithmetic.vector_bytes + i % self.span * self.size
             element = builder.extract_element(elements, INT(i))
-            _store(builder, element, add(builder, at, self.unit_head + i * BLOCK * self.size, (position, self.size)))
+            _store(builder, element, add(builder, at, span, (position, self.arithmetic.lane_bytes)))
 
     def write_values(self, builder: Any, x: Any, block: Any, unit: Any, position: Any, pitch: Any) -> None:
         """Stores 8 float32 at ``x`` as a unit of the values of a position."""
@@ -86,14 +127,20 @@ class KVType:
         column = builder.mul(unit, WORD(UNIT))
         if scale is not None:
             _store(builder, scale, self._value_scale(builder, block, position, column, pitch))
-        _store(builder, elements, self._value(builder, block, position, column, pitch))
+        span = builder.udiv(position, WORD(self.span))
+        at = self.value_at(builder, block, span, column, pitch)
+        if self.span == 1:
+            _store(builder, elements, at)
+            return
+        at = add(builder, at, (builder.urem(position, WORD(self.span)), self.size))
+        for i in range(UNIT):
+            _store(builder, builder.extract_element(elements, INT(i)), add(builder, at, i * self.arithmetic.lane_bytes))
 
-    def _value(self, builder: Any, block: Any, step: Any, column: Any, pitch: Any) -> Any:
-        element = builder.add(builder.mul(step, pitch), column)
-        return add(builder, block, (pitch, self.unit_head // UNIT), (element, self.size))
+    def _load(self, builder: Any, address: Any) -> Any:
+        return emit_load(builder, address, self.arithmetic.lane)
 
-    def _value_scale(self, builder: Any, block: Any, step: Any, column: Any, pitch: Any) -> Any:
-        unit = builder.lshr(builder.add(builder.mul(step, pitch), column), WORD(UNIT.bit_length() - 1))
+    def _value_scale(self, builder: Any, block: Any, span: Any, column: Any, pitch: Any) -> Any:
+        unit = builder.lshr(builder.add(builder.mul(span, pitch), column), WORD(UNIT.bit_length() - 1))
         return add(builder, block, (unit, 2))
 
 
@@ -118,23 +165,11 @@ def _all(kind: Any, value: Any) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
-# --- float32 ---
-
-
-def _load_float32(builder: Any, address: Any) -> Any:
-    return emit_load(builder, address, FLOAT)
-
-
 def _keep(_builder: Any, floats: Any) -> Encoded:
     return floats, None
 
 
 # --- bfloat16: the upper half of a float32, rounded to nearest even ---
-
-
-def _load_bfloat16(builder: Any, address: Any) -> Any:
-    wide = builder.zext(emit_load(builder, address, SHORT), I32.ir)
-    return builder.bitcast(builder.shl(wide, emit_constant(I32, 16)), F32.ir)
 
 
 def _to_bfloat16(builder: Any, floats: Any) -> Encoded:
@@ -150,8 +185,8 @@ def _to_bfloat16(builder: Any, floats: Any) -> Encoded:
 # --- int8, as llmcore.cache.layout defines it ---
 
 
-def _load_int8(builder: Any, address: Any) -> Any:
-    return builder.sitofp(builder.sext(emit_load(builder, address, BYTE), I32.ir), F32.ir)
+def _i8(builder: Any, lanes: Any) -> list[Any]:
+    return [builder.sitofp(builder.sext(lanes, I32.ir), F32.ir)]
 
 
 def _to_int8(builder: Any, floats: Any) -> Encoded:
@@ -189,17 +224,19 @@ def _to_half(builder: Any, value: Any) -> Any:
     return builder.trunc(builder.select(builder.fcmp_unordered("uno", value, value), INT(0x7E00), found), SHORT)
 
 
+INT8 = Arithmetic(BYTE, 1, 1, 1, _i8, as_float)
+
 KV_TYPES = {
     kind.name: kind
     for kind in (
-        KVType("float32", 4, _load_float32, _keep),
-        KVType("bfloat16", 2, _load_bfloat16, _to_bfloat16),
-        KVType("int8", 1, _load_int8, _to_int8, scaled=True),
+        KVType("float32", 4, ARITHMETIC["F32"], _keep),
+        KVType("bfloat16", 2, ARITHMETIC["BF16_pairs" if machine().has("avx512bf16") else "BF16"], _to_bfloat16),
+        KVType("int8", 1, INT8, _to_int8, scaled=True),
     )
 }
 
 
-_write_keys = _write_values = None  # each type's own
+_put = _write_keys = _write_values = None  # each type's own
 
 
 def _keys_writer(x, block, unit, position):
@@ -208,6 +245,15 @@ def _keys_writer(x, block, unit, position):
 
 def _values_writer(x, block, unit, position, pitch):
     _write_values(x, block, unit, position, pitch)
+
+
+def _putter(address, vector):
+    return _put(address, vector)
+
+
+def putter(kind: KVType) -> Callable[..., Any]:
+    """:meth:`KVType.put` without its builder, as a part of kernels."""
+    return inlined(specialised(_putter, f"put_{kind.name}", _put=emits(F32, types.int64, F32)(kind.put)))
 
 
 def writers(kind: KVType) -> tuple[Callable[..., None], Callable[..., None]]:

@@ -12,8 +12,8 @@ from llmcore import ops
 from llmcore.native.abi import NativeFunction, claim, dim, inlined, native_kernel, specialised, tensor
 from llmcore.native.memory import WORD, emits, pointer
 from llmcore.native.vector import BYTE, F32, LANES, load, load_first
+from llmcore_numba.float_arithmetic import BFLOAT
 from llmcore_numba.float_packing import FLOAT_OPS
-from llmcore_numba.float_tile import BFLOAT
 from llmcore_numba.operands import operands_of, workspace_of
 
 X = M = K = WORKSPACE = 0  # operands: each op has its own

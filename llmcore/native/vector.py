@@ -115,6 +115,14 @@ def emit_load_first(builder: Any, address: Any, count: Any, element: Any, size: 
     return builder.load(place)
 
 
+def emit_prefetch(builder: Any, address: Any) -> None:
+    """Asks for the cache line of an address, which need not be one of ours."""
+    byte, word = BYTE.as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer(builder, address, BYTE), word(0), word(3), word(1)])
+
+
 def _from_bf16(builder: Any, shorts: Any) -> Any:
     """A bfloat16 is the upper half of a float32."""
     return builder.bitcast(builder.shl(builder.zext(shorts, I32.ir), emit_constant(I32, 16)), F32.ir)
@@ -281,3 +289,9 @@ def from_u8(builder: Any, vector: Any) -> Any:
 def from_i8(builder: Any, vector: Any) -> Any:
     """Bytes as signed numbers, -128 … 127, as float32."""
     return builder.sitofp(builder.sext(vector, I32.ir), F32.ir)
+
+
+@emits(types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> None:
+    """Asks for the cache line of an address, which need not be one of ours."""
+    emit_prefetch(builder, address)
