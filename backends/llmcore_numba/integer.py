@@ -1,9 +1,8 @@
 """Integer tiles: blocks of sixteen rows of packed weights times a few tokens, over all of K.
 
-Tokens are int8 in groups of 32 with one scale each (:mod:`llmcore_numba.quantize`); groups that need it have a second
-plane of codes, which is multiplied only where one of the tile's tokens has it. Within a group everything is exact
+Tokens are int8 in groups of 32 with one scale each (:mod:`llmcore_numba.quantize`). Within a group everything is exact
 integer arithmetic (:mod:`llmcore_numba.integer_sums`); across groups each result is summed in float32, group after
-group, so that tiles of any shape give the same bits.
+group, so that tiles of any shape give the same bits. A token's outliers are added afterwards, one by one.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from numba.core import cgutils
 from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, emit_half, emits, pointer
 from llmcore.native.vector import FLOAT, INT, LANES, SHORT, emit_fma, emit_load, emit_prefetch
-from llmcore_numba.integer_sums import FLOATS, Rows, Tokens, const, group_sums, repeat
-from llmcore_numba.packing import HIGH, LESS, LESS_LOW, LOW, RECORD, ROWS, SCALE, SHIFT, TOTAL, Packing
+from llmcore_numba.integer_sums import FLOATS, WIDE_INTS, Rows, Tokens, const, group_sums, repeat
+from llmcore_numba.packing import CODES, COLUMNS, ENTRY, FOR_TOKEN, LESS, LISTED, RECORD, ROWS, SCALE, TOTAL, Packing
 
 AHEAD = 0 if machine().has("avx512f") else 2048
 """Bytes: how far before its use a block is asked for where memory is what takes the time.
@@ -41,19 +40,83 @@ def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int) -> Call
     body = _Tile(packing, tokens, blocks, panel)
     name = f"tile_{packing.name}_{tokens}x{blocks}"
 
-    @emits(types.void, *[types.int64] * 5)
-    def tile(builder: Any, *values: Any) -> None:
+    return _function(name, 5, body.emit)
+
+
+def outlier_tile(packing: Packing) -> Callable[..., None]:
+    """``tile(weights, to_next, outliers, head, place, count, out)``: adds to ``out[count, 2 blocks, 16 rows]``.
+
+    What the outliers of ``count`` tokens, from ``place`` in their panel on, give, and of those up to a multiple of
+    ``LISTED``; ``outliers`` is the address of the panel's list, see :mod:`llmcore_numba.packing`, ``head`` what comes
+    before the first; the rest is as in :func:`integer_tile`.
+    """
+
+    def weights_of(builder: Any, start: Any, column: Any) -> Any:
+        """A column of 16 rows, as float32."""
+        codes, vector = builder.add(start, WORD(packing.head)), WIDE_INTS
+        byte = builder.shl(builder.and_(column, WORD(3)), WORD(3))
+        if packing.bits == 8:
+            quad = builder.lshr(column, WORD(2))
+            words = builder.load(pointer(builder, builder.add(codes, builder.shl(quad, WORD(6))), vector), align=1)
+            left = repeat(builder, builder.trunc(builder.sub(WORD(24), byte), INT), LANES)
+            values = builder.ashr(builder.shl(words, left), const(vector, 24))
+        else:
+            quad = builder.lshr(builder.and_(column, WORD(15)), WORD(2))
+            words = builder.load(pointer(builder, builder.add(codes, builder.shl(quad, WORD(6))), vector), align=1)
+            half = builder.lshr(builder.and_(column, WORD(16)), WORD(2))
+            right = repeat(builder, builder.trunc(builder.add(byte, half), INT), LANES)
+            values = builder.and_(builder.lshr(words, right), const(vector, 15))
+            if _zero(packing):
+                values = builder.sub(values, const(vector, 1 << _zero(packing)))
+        found, scales = builder.sitofp(values, FLOATS), _halves(builder, start)
+        if not packing.minima:
+            return builder.fmul(found, scales)
+        return emit_fma(builder, found, scales, _halves(builder, builder.add(start, WORD(2 * ROWS))))
+
+    def body(builder: Any, *values: Any) -> None:
+        weights, to_next, outliers, head, place, count, out = values
+
+        def begin(token: Any) -> Any:
+            listed = builder.udiv(builder.add(token, WORD(LISTED - 1)), WORD(LISTED))
+            at = builder.add(outliers, builder.shl(listed, WORD(2)))
+            return builder.zext(builder.load(pointer(builder, at, INT), align=4), WORD)
+
+        first = begin(place)
+        entries = builder.add(builder.add(outliers, head), builder.mul(first, WORD(ENTRY)))
+        sums = builder.sub(out, builder.mul(place, WORD(64 * OUT_BLOCKS)))
+        with cgutils.for_range(builder, builder.sub(begin(builder.add(place, count)), first)) as loop:
+            entry = builder.add(entries, builder.mul(loop.index, WORD(ENTRY)))
+            which = builder.zext(builder.load(pointer(builder, entry, INT), align=4), WORD)
+            x = builder.load(pointer(builder, builder.add(entry, WORD(4)), FLOAT), align=4)
+            token, column = builder.and_(which, WORD((1 << FOR_TOKEN) - 1)), builder.lshr(which, WORD(FOR_TOKEN))
+            start = builder.add(weights, builder.mul(builder.udiv(column, WORD(COLUMNS)), WORD(packing.nbytes)))
+            for block in range(OUT_BLOCKS):
+                at = builder.add(start, builder.mul(to_next, WORD(block)))
+                found = weights_of(builder, at, builder.and_(column, WORD(COLUMNS - 1)))
+                to = builder.add(sums, builder.add(builder.mul(token, WORD(64 * OUT_BLOCKS)), WORD(64 * block)))
+                value = builder.load(pointer(builder, to, FLOATS), align=4)
+                value = emit_fma(builder, found, repeat(builder, x, LANES), value)
+                builder.store(value, pointer(builder, to, FLOATS), align=4)
+
+    return _function(f"outliers_{packing.name}", 7, body)
+
+
+def _function(name: str, parameters: int, body: Callable[..., None]) -> Callable[..., None]:
+    """``body(builder, *addresses)`` as a function of its own: once in a kernel, not mixed up with what calls it."""
+
+    @emits(types.void, *[types.int64] * parameters)
+    def call(builder: Any, *values: Any) -> None:
         function = builder.module.globals.get(name)
         if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [WORD] * 5), name)
+            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [WORD] * parameters), name)
             function.linkage = "internal"
-            function.attributes.add("noinline")  # once in a kernel, and not mixed up with what is around its calls
+            function.attributes.add("noinline")
             inside = ir.IRBuilder(function.append_basic_block("entry"))
-            body.emit(inside, *function.args)
+            body(inside, *function.args)
             inside.ret_void()
         builder.call(function, values)
 
-    return tile
+    return call
 
 
 @dataclass(frozen=True)
@@ -87,31 +150,11 @@ class _Tile:
         at = builder.add(record, WORD(part * self.panel + token * 4))
         return repeat(builder, builder.load(pointer(builder, at, kind), align=4), LANES)
 
-    def _plane(
-        self, builder: Any, starts: list[Any], record: Any, parts: tuple[int, int], onto: Rows | None = None
-    ) -> Rows:
-        """Adds a plane's products to ``onto``; ``parts`` says where the plane is, and what its codes' sums are."""
-        plane, less = parts
-        codes = [builder.add(at, WORD(self.packing.head)) for at in starts]
-        corrections = [self._head(builder, record, less, token, INT) for token in range(self.tokens)]
-        group = Tokens(builder.add(record, WORD(plane * self.panel)), self.tokens, 4 * self.panel, corrections)
-        zero = 3 if self.packing.bits == 4 and not self.packing.minima else 0
-        return group_sums(self.packing.bits)(builder, codes, group, zero, onto)
-
     def _sums(self, builder: Any, starts: list[Any], record: Any) -> Rows:
-        """Those of both planes together."""
-        high = self._plane(builder, starts, record, (HIGH, LESS))
-        before = builder.block
-        shifted = _any_of(builder, builder.add(record, WORD(SHIFT * self.panel)), self.tokens)
-        with builder.if_then(shifted, likely=False):
-            shifts = [self._head(builder, record, SHIFT, token, INT) for token in range(self.tokens)]
-            both = [[builder.shl(total, shift) for total in row] for row, shift in zip(high, shifts, strict=True)]
-            both = self._plane(builder, starts, record, (LOW, LESS_LOW), both)
-            inside = builder.block
-        return [
-            [_either(builder, a, before, b, inside) for a, b in zip(*rows, strict=True)]
-            for rows in zip(high, both, strict=True)
-        ]
+        codes = [builder.add(at, WORD(self.packing.head)) for at in starts]
+        corrections = [self._head(builder, record, LESS, token, INT) for token in range(self.tokens)]
+        group = Tokens(builder.add(record, WORD(CODES * self.panel)), self.tokens, 4 * self.panel, corrections)
+        return group_sums(self.packing.bits)(builder, codes, group, _zero(self.packing))
 
     def _add_scaled(self, builder: Any, starts: list[Any], record: Any, sums: Rows, places: Any) -> None:
         """Adds a group's sums to those in ``places``."""
@@ -127,17 +170,9 @@ class _Tile:
                 builder.store(value, place)
 
 
-def _either(builder: Any, value: Any, before: Any, other: Any, inside: Any) -> Any:
-    phi = builder.phi(value.type)
-    phi.add_incoming(value, before)
-    phi.add_incoming(other, inside)
-    return phi
-
-
-def _any_of(builder: Any, address: Any, tokens: int) -> Any:
-    """Whether one of the int32 at an address is not 0."""
-    bits = ir.IntType(32 * tokens)
-    return builder.icmp_unsigned("!=", builder.load(pointer(builder, address, bits), align=1), bits(0))
+def _zero(packing: Packing) -> int:
+    """A weight's code is ``2**zero`` more than stands for it; 0: it is not."""
+    return 3 if packing.bits == 4 and not packing.minima else 0
 
 
 def _prefetch(builder: Any, block: Any, nbytes: int) -> None:

@@ -25,12 +25,12 @@ from llmcore.native.abi import (
 from llmcore.native.vector import load
 from llmcore_numba.elementwise import gated
 from llmcore_numba.fused import best_of_chunks, note_best
-from llmcore_numba.integer import integer_tile
+from llmcore_numba.integer import integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, ROWS
-from llmcore_numba.quantize import token_bytes
+from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, RECORD, ROWS
+from llmcore_numba.quantize import list_head, panel_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.weights import store_up_to
 
@@ -45,6 +45,7 @@ NBYTES = PACKING.nbytes
 one_token = integer_tile(PACKING, 1, 1, 1)
 few_tokens = integer_tile(PACKING, FEW, BLOCKS, PANEL)
 many_tokens = integer_tile(PACKING, TOKENS, BLOCKS, PANEL)
+outliers = outlier_tile(PACKING)
 
 X, WEIGHT, BIAS, Y, M, K, N = operands_of("linear")
 ADD_X, ADD_RESIDUAL, ADD_WEIGHT, ADD_BIAS, ADD_Y, ADD_M, ADD_K, ADD_N = operands_of("linear_add")
@@ -70,6 +71,7 @@ class PerPacking:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
         few, many = (integer_tile(packing, tokens, BLOCKS, PANEL) for tokens in (FEW, TOKENS))
         tiles = {"one_token": integer_tile(packing, 1, 1, 1), "few_tokens": few, "many_tokens": many}
+        tiles["outliers"] = outlier_tile(packing)
         own_strip = inlined(specialised(_strip, f"strip_{name}", **tiles))
         constants = {"NBYTES": packing.nbytes, "strip": own_strip}
         kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", **constants))
@@ -87,13 +89,16 @@ def _strip(weights, to_next, groups, tokens, token, end, out):
         one_token(weights, 0, groups, tokens, out)
         if to_next:
             one_token(weights + to_next, 0, groups, tokens, out + 64)
+        outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, out)
         return
-    first = tokens + token // PANEL * PANEL * token_bytes(groups * COLUMNS) + token % PANEL * 4
+    place, some = token % PANEL, min(TOKENS, end - token)
+    panel = tokens + token // PANEL * panel_bytes(groups * COLUMNS, PANEL)
     for block in range(0, 2, BLOCKS):
-        if end - token <= FEW:
-            few_tokens(weights + block * to_next, to_next, groups, first, out + block * 64)
+        if some <= FEW:
+            few_tokens(weights + block * to_next, to_next, groups, panel + place * 4, out + block * 64)
         else:
-            many_tokens(weights + block * to_next, to_next, groups, first, out + block * 64)
+            many_tokens(weights + block * to_next, to_next, groups, panel + place * 4, out + block * 64)
+    outliers(weights, to_next, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
 
 
 strip = inlined(_strip)

@@ -21,8 +21,8 @@ from llmcore_numba.integer_linear import (
 from llmcore_numba.kv_pages import PerKVType
 from llmcore_numba.kv_write import tokens_per_chunk, write_token
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS, PANEL
-from llmcore_numba.quantize import token_bytes
+from llmcore_numba.packing import COLUMNS
+from llmcore_numba.quantize import quantized_bytes
 from llmcore_numba.rms_norm import normalise
 from llmcore_numba.rope import rotate_heads
 
@@ -36,9 +36,7 @@ ELEMENTS = None  # each kernel's own
 @inlined
 def keys_of(operands):
     """Where the keys wait; the values are behind them."""
-    tokens = dim(operands, T)
-    padded = 1 if tokens == 1 else (tokens + PANEL - 1) // PANEL * PANEL
-    return tensor(operands, TOKENS) + padded * token_bytes(dim(operands, K))
+    return tensor(operands, TOKENS) + quantized_bytes(dim(operands, T), dim(operands, K))
 
 
 @PerPacking

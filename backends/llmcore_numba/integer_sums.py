@@ -29,7 +29,7 @@ WIDE_BYTES, WIDE_INTS, FLOATS = ir.VectorType(BYTE, 64), ir.VectorType(INT, LANE
 
 @dataclass(frozen=True)
 class Tokens:
-    """A plane of a group's codes, ``[8 quads][of them so many tokens][4]``.
+    """A group's codes, ``[8 quads][of them so many tokens][4]``.
 
     Attributes:
         address: of the first token's first quad.
@@ -56,11 +56,8 @@ Rows = list[list[Any]]
 class Sums(Protocol):
     """Int32 x 16 for each token and each block of rows."""
 
-    def __call__(self, builder: Any, blocks: list[Any], tokens: Tokens, zero: int, onto: Rows | None) -> Rows:
-        """Adds to the sums ``onto``.
-
-        ``blocks`` are the addresses of codes; a weight is its code less ``2**zero``, or its code (0).
-        """
+    def __call__(self, builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> Rows:
+        """``blocks`` are the addresses of codes; a weight is its code less ``2**zero``, or its code (0)."""
         ...
 
 
@@ -132,9 +129,9 @@ def _vnni(bits: int) -> Sums:
         factors = (builder.bitcast(value, operand) for value in (weights, token))
         return _intrinsic(builder, "llvm.x86.avx512.vpdpbusd.512", WIDE_INTS, total, *factors)
 
-    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int, onto: Rows | None) -> Rows:
+    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> Rows:
         shift = 7 if bits == 8 else zero
-        found = onto or [[const(WIDE_INTS, 0) for _ in blocks] for _ in range(tokens.count)]
+        found = [[const(WIDE_INTS, 0) for _ in blocks] for _ in range(tokens.count)]
         if shift:
             less = _less_zero(builder, tokens, shift)
             found = [[builder.add(total, off) for total in row] for row, off in zip(found, less, strict=True)]
@@ -215,11 +212,9 @@ def _plain(bits: int) -> Sums:
 def _plus_zero(block_sums: Any) -> Sums:
     """Sums block by block; the zero of unsigned codes is taken off afterwards."""
 
-    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int, onto: Rows | None) -> Rows:
+    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> Rows:
         columns = [block_sums(builder, codes, tokens) for codes in blocks]
         found = [list(row) for row in zip(*columns, strict=True)]
-        if onto:
-            found = [[builder.add(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(onto, found, strict=True)]
         if zero:
             less = _less_zero(builder, tokens, zero)
             found = [[builder.add(total, off) for total in row] for row, off in zip(found, less, strict=True)]

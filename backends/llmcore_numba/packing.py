@@ -59,14 +59,18 @@ class Packing:
 PANEL = 8
 """Quantized tokens lie side by side in panels of so many: one alone in a panel of one, the last repeated to its end."""
 
-HIGH, SCALE, TOTAL, LESS, SHIFT, LOW, LESS_LOW, RECORD = 0, 32, 36, 40, 44, 48, 80, 84
+CODES, SCALE, TOTAL, LESS, RECORD = 0, 32, 36, 40, 44
 """Where the parts of a group of 32 columns begin in a panel of one token, and their bytes; each is ``[…][token]``.
 
-Two planes of codes, ``HIGH`` and ``LOW``: int8 ``[8 quads][token][4]``; a code is ``(HIGH << SHIFT) + LOW``. ``SCALE``
-is float32, ``TOTAL`` that times the sum of the codes. ``LESS`` and ``LESS_LOW`` are int32: minus the sum of a plane.
+``CODES`` are int8 ``[8 quads][token][4]``. ``SCALE`` is float32, ``TOTAL`` that times the sum of the codes, ``LESS``
+int32, minus that sum. Behind the groups of a panel come the outliers of its tokens 0 … 3, then those of 4 … 7: where the
+first ones begin, where they end, and where the others end (int32), then for each outlier its token and column (int32)
+and its value (float32).
 """
 
-PLANE_BITS = 7  # SHIFT of a group that needs two planes; 0 of others, which have zeros in LOW
+LISTED = 4  # tokens whose outliers are listed together, column by column, since those of one would wait for each other
+ENTRY, FOR_TOKEN = 8, 3  # bytes of an outlier; bits of its token, below those of its column
+FEWEST_MEANS = 4  # no more than a quarter of a token's elements are so many means large
 
 OUTLIER = {
     "qkv_rope_kv_write": 5.0,
@@ -75,12 +79,28 @@ OUTLIER = {
     "gate_up_swiglu": 8.0,
     "classifier_argmax": 5.0,  # as linear: greedy ids are those of the logits
 }
-"""Op that runs on packed weights → from which element on, in means of its token, a group gets codes of 15 bits.
+"""Op that runs on packed weights → from which size on, in means of its token, an element is an outlier.
 
-One such element would leave the others of its group a few steps of 8 bits. Without this SmolLM2 answered otherwise
-where two tokens were nearly as good. Bounds are a compromise with the second multiplication: queries and keys feel
-errors most; what SwiGLU has made has many such elements, of little weight.
+It is left out of its group, and multiplied by itself in float32: it would leave the others of its group a few steps of
+8 bits. Without this SmolLM2 answered otherwise where two tokens were nearly as good. Bounds are a compromise with the
+time that takes: queries and keys feel errors most; what SwiGLU has made has many such elements, of little weight.
 """
+
+
+def list_head(panel: int) -> int:
+    """Bytes before a panel's first outlier."""
+    return 16 if panel > 1 else 8
+
+
+def panel_bytes(columns: int, panel: int) -> int:
+    """Bytes of a panel of ``panel`` tokens."""
+    return list_head(panel) + panel * (columns // COLUMNS * RECORD + columns // FEWEST_MEANS * ENTRY)
+
+
+def quantized_bytes(tokens: int, columns: int) -> int:
+    """Bytes of all panels."""
+    return panel_bytes(columns, 1) if tokens == 1 else (tokens + PANEL - 1) // PANEL * panel_bytes(columns, PANEL)
+
 
 PACKINGS = {
     "Q8_0": Packing(8, minima=False),

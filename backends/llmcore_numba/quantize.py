@@ -1,6 +1,6 @@
-"""Tokens for the integer kernels: int8 in groups of 32, each with its scale; 15 bits where a group has an outlier.
+"""Tokens for the integer kernels: int8 in groups of 32, each with its scale, and a list of outliers.
 
-The largest element of a group is 127 steps, or 127 * 128; rounding is to nearest, ties to even.
+The largest element of a group that is not an outlier is 127 steps; rounding is to nearest, ties to even.
 :mod:`llmcore_numba.packing` has the layout. A NaN or an infinity makes its token's scales NaN, so that it is not lost.
 """
 
@@ -12,9 +12,22 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from llmcore import ops
-from llmcore.native.abi import NativeFunction, claim, dim, inlined, native_kernel, specialised, tensor
+from llmcore.native.abi import (
+    NativeFunction,
+    claim,
+    dim,
+    inlined,
+    load_f32,
+    native_kernel,
+    scratch,
+    specialised,
+    store_f32,
+    store_i32,
+    tensor,
+)
 from llmcore.native.memory import WORD, emits, pointer
 from llmcore.native.vector import (
     BYTE,
@@ -26,25 +39,12 @@ from llmcore.native.vector import (
     emit_load,
     emit_repeat,
     load,
-    store,
     total,
     zeros,
 )
+from llmcore_numba import packing
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import (
-    COLUMNS,
-    HIGH,
-    LESS,
-    LESS_LOW,
-    LOW,
-    OUTLIER,
-    PANEL,
-    PLANE_BITS,
-    RECORD,
-    SCALE,
-    SHIFT,
-    TOTAL,
-)
+from llmcore_numba.packing import CODES, COLUMNS, ENTRY, FOR_TOKEN, LESS, LISTED, OUTLIER, PANEL, RECORD, SCALE, TOTAL
 
 FLOATS, INTS, BYTES = (ir.VectorType(element, LANES) for element in (FLOAT, INT, BYTE))
 
@@ -67,55 +67,81 @@ def size_of(builder: Any, vector: Any) -> Any:
 
 
 def _group_writer(panel: int) -> Callable[..., None]:
-    """``quantize_group(x, record, limit, flaw)``: 32 float32 at ``x`` to a group of one of ``panel`` tokens.
+    """``quantize_group(x, which, record, entries, limit, flaw)``: 32 float32 at ``x`` to a group of one of ``panel``.
 
-    Beyond ``limit`` in 15 bits; else ``LOW``, which holds zeros, is left alone. ``flaw`` is 0, or NaN for a token
-    with a NaN or an infinity.
+    Elements beyond ``limit`` are left out, and listed from ``entries`` on; returns where the next one goes. ``which``
+    is the group's first column and its token, as they are listed. ``flaw`` is 0, or NaN for a token with a NaN or an
+    infinity.
     """
 
-    @emits(types.void, types.int64, types.int64, types.float32, types.float32)
-    def quantize_group(builder: Any, x: Any, record: Any, limit: Any, flaw: Any) -> None:
+    @emits(types.int64, *[types.int64] * 4, types.float32, types.float32)
+    def quantize_group(builder: Any, *values: Any) -> Any:
+        x, which, record, entries, limit, flaw = values
+        following = cgutils.alloca_once(builder, WORD)
+        builder.store(entries, following)
+
         def put(value: Any, part: int) -> None:
             at = builder.add(record, WORD(part * panel))
             builder.store(value, pointer(builder, at, value.type), align=1)
 
-        def put_plane(codes: list[Any], place: int, less: int) -> Any:
-            """Returns the sum of the codes."""
-            for i, values in enumerate(codes):
-                quads = builder.bitcast(builder.trunc(values, BYTES), ir.VectorType(INT, 4))
-                if panel == 1:
-                    put(quads, place + 16 * i)
-                else:
-                    for quad in range(4):
-                        put(builder.extract_element(quads, INT(quad)), place + (4 * i + quad) * 4)
-            count = emit_fold(builder, builder.add(*codes), builder.add)
-            put(builder.neg(count), less)
-            return count
-
-        def put_heads(most: Any, shift: Any, count: Any) -> None:
-            scale = builder.fadd(builder.fdiv(largest, most), flaw)
-            put(scale, SCALE)
-            put(builder.fmul(scale, builder.sitofp(count, FLOAT)), TOTAL)
-            put(shift, SHIFT)
-
-        parts = [emit_load(builder, builder.add(x, WORD(64 * i)), FLOAT) for i in range(2)]
-        sizes = [_unary(builder, "llvm.fabs.v16f32", values, FLOATS) for values in parts]
-        largest = emit_fold(builder, _larger(builder, *sizes), lambda a, b: _larger(builder, a, b))
-        with builder.if_else(builder.fcmp_ordered(">", largest, limit), likely=False) as (wide, narrow):
-            with wide:
-                most = FLOAT(127.0 * (1 << PLANE_BITS))
-                ints = _rounded(builder, parts, builder.fdiv(most, largest))
-                bits, half = (ir.Constant(INTS, [n] * LANES) for n in (PLANE_BITS, 1 << PLANE_BITS - 1))
-                high = [builder.ashr(builder.add(values, half), bits) for values in ints]
-                low = [builder.sub(all_, builder.shl(top, bits)) for all_, top in zip(ints, high, strict=True)]
-                count = builder.shl(put_plane(high, HIGH, LESS), INT(PLANE_BITS))
-                put_heads(most, INT(PLANE_BITS), builder.add(count, put_plane(low, LOW, LESS_LOW)))
-            with narrow:
-                most, nothing = FLOAT(127.0), builder.fcmp_ordered("==", largest, FLOAT(0.0))
-                inverse = builder.select(nothing, FLOAT(0.0), builder.fdiv(most, largest))
-                put_heads(most, INT(0), put_plane(_rounded(builder, parts, inverse), HIGH, LESS))
+        places = [cgutils.alloca_once(builder, FLOATS) for _ in range(2)]
+        for i, place in enumerate(places):
+            builder.store(emit_load(builder, builder.add(x, WORD(64 * i)), FLOAT), place)
+        largest = cgutils.alloca_once(builder, FLOAT)
+        builder.store(_largest(builder, places), largest)
+        with builder.if_then(builder.fcmp_ordered(">", builder.load(largest), limit), likely=False):
+            bound, first = emit_repeat(builder, limit), builder.trunc(which, INT)
+            for i, place in enumerate(places):
+                elements = builder.load(place)
+                beyond = builder.fcmp_ordered(">", _size(builder, elements), bound)
+                here = builder.add(first, INT(LANES * i << FOR_TOKEN))
+                _list(builder, builder.add(x, WORD(64 * i)), here, beyond, following)
+                builder.store(builder.select(beyond, ir.Constant(FLOATS, [0.0] * LANES), elements), place)
+            builder.store(_largest(builder, places), largest)
+        most, size = FLOAT(127.0), builder.load(largest)
+        nothing = builder.fcmp_ordered("==", size, FLOAT(0.0))
+        inverse = builder.select(nothing, FLOAT(0.0), builder.fdiv(most, size))
+        codes = _rounded(builder, [builder.load(place) for place in places], inverse)
+        for i, part in enumerate(codes):
+            quads = builder.bitcast(builder.trunc(part, BYTES), ir.VectorType(INT, 4))
+            if panel == 1:
+                put(quads, CODES + 16 * i)
+            else:
+                for quad in range(4):
+                    put(builder.extract_element(quads, INT(quad)), CODES + (4 * i + quad) * 4)
+        count = emit_fold(builder, builder.add(*codes), builder.add)
+        scale = builder.fadd(builder.fdiv(size, most), flaw)
+        put(scale, SCALE)
+        put(builder.fmul(scale, builder.sitofp(count, FLOAT)), TOTAL)
+        put(builder.neg(count), LESS)
+        return builder.load(following)
 
     return quantize_group
+
+
+def _size(builder: Any, vector: Any) -> Any:
+    return _unary(builder, "llvm.fabs.v16f32", vector, FLOATS)
+
+
+def _largest(builder: Any, places: list[Any]) -> Any:
+    sizes = [_size(builder, builder.load(place)) for place in places]
+    return emit_fold(builder, _larger(builder, *sizes), lambda a, b: _larger(builder, a, b))
+
+
+def _list(builder: Any, x: Any, which: Any, lanes: Any, following: Any) -> None:
+    """Lists those of the 16 elements at ``x`` whose lane is set; ``following`` is the place of where they go."""
+    left = cgutils.alloca_once(builder, INT)
+    builder.store(builder.zext(builder.bitcast(lanes, ir.IntType(LANES)), INT), left)
+    with cgutils.for_range(builder, WORD(LANES)) as lane:
+        mask = builder.load(left)
+        with builder.if_then(builder.trunc(mask, ir.IntType(1))):
+            entry = builder.load(following)
+            column = builder.shl(builder.trunc(lane.index, INT), INT(FOR_TOKEN))
+            builder.store(builder.add(which, column), pointer(builder, entry, INT), align=4)
+            value = builder.load(pointer(builder, builder.add(x, builder.mul(lane.index, WORD(4))), FLOAT), align=4)
+            builder.store(value, pointer(builder, builder.add(entry, WORD(4)), FLOAT), align=4)
+            builder.store(builder.add(entry, WORD(ENTRY)), following)
+        builder.store(builder.lshr(mask, INT(1)), left)
 
 
 def _rounded(builder: Any, parts: list[Any], factor: Any) -> list[Any]:
@@ -127,54 +153,57 @@ def _rounded(builder: Any, parts: list[Any], factor: Any) -> list[Any]:
 quantize_group_alone, quantize_group_in_panel = _group_writer(1), _group_writer(PANEL)
 
 
-@inlined
-def token_bytes(inner):
-    """Bytes of a quantized token of ``inner`` elements."""
-    return inner // COLUMNS * RECORD
+list_head = inlined(packing.list_head)
+panel_bytes = inlined(specialised(packing.panel_bytes, "panel_bytes", list_head=list_head))
+quantized_bytes = inlined(specialised(packing.quantized_bytes, "quantized_bytes", panel_bytes=panel_bytes))
 
 
-@inlined
-def clear_low(out, groups, panel):
-    """Writes zeros to ``LOW`` and ``LESS_LOW`` of a panel's groups: as many bytes as a vector of floats at a time."""
-    nothing = zeros()
-    for group in range(groups):
-        first = out + (group * RECORD + LOW) * panel
-        last = first + (RECORD - LOW) * panel - 64
-        for at in range(first, last, 64):
-            store(at, nothing)
-        store(last, nothing)
-
-
-def _quantize_token(x, out, inner, panel):
-    """``inner`` float32 at ``x`` to the token at ``out``, one of a panel of ``panel``."""
+def _limits(x, limits, inner):
+    """What makes an element of the token at ``x`` an outlier, and its flaw, to ``limits``."""
     sizes = zeros()
     for i in range(0, inner, 16):
         sizes = sizes + size_of(load(x + i * 4))
     size = total(sizes)
-    limit, flaw = size * OUTLIER_MEANS / np.float32(inner), size * np.float32(0)
-    for group in range(inner // COLUMNS):
-        source, record = x + group * 4 * COLUMNS, out + group * RECORD * panel
-        if panel == 1:
-            quantize_group_alone(source, record, limit, flaw)
-        else:
-            quantize_group_in_panel(source, record, limit, flaw)
+    store_f32(limits, size * OUTLIER_MEANS / np.float32(inner))
+    store_f32(limits + 4, size * np.float32(0))
+
+
+@inlined
+def quantize_panel(limits_of, x, out, first, last, inner, panel, work):
+    """Tokens from ``first`` on to the panel at ``out``; those behind ``last`` repeat it. ``work`` is scratch memory."""
+    outliers = out + panel * (inner // COLUMNS) * RECORD
+    begin = outliers + list_head(panel)
+    entries = begin
+    store_i32(outliers, 0)
+    for listed in range(0, panel, LISTED):
+        some = min(LISTED, panel)
+        for token in range(listed, listed + some):
+            limits_of(x + min(first + token, last) * inner * 4, work + token * 8, inner)
+        for column in range(0, inner, COLUMNS):
+            record = out + column // COLUMNS * RECORD * panel
+            for token in range(listed, listed + some):
+                source, which = x + (min(first + token, last) * inner + column) * 4, (column << FOR_TOKEN) + token
+                limit, flaw = load_f32(work + token * 8), load_f32(work + token * 8 + 4)
+                if panel == 1:
+                    entries = quantize_group_alone(source, which, record, entries, limit, flaw)
+                else:
+                    entries = quantize_group_in_panel(source, which, record + token * 4, entries, limit, flaw)
+        store_i32(outliers + (listed // LISTED + 1) * 4, (entries - begin) // ENTRY)
 
 
 X = M = K = WORKSPACE = 0  # operands: each op has its own
 OUTLIER_MEANS = np.float32(8.0)
-quantize_token = inlined(_quantize_token)
+limits_of = inlined(_limits)
 
 
-def _quantize(operands, _thread, _threads):
+def _quantize(operands, thread, _threads):
     tokens, inner = dim(operands, M), dim(operands, K)
-    x, out = tensor(operands, X), tensor(operands, WORKSPACE)
+    x, out, work = tensor(operands, X), tensor(operands, WORKSPACE), scratch(operands, thread)
     panel = PANEL if tokens > 1 else 1
     first = claim(operands) * panel
     while first < tokens:
-        clear_low(out + first * token_bytes(inner), inner // COLUMNS, panel)
-        for token in range(panel):
-            source = x + min(first + token, tokens - 1) * inner * 4
-            quantize_token(source, out + first * token_bytes(inner) + token * 4, inner, panel)
+        to = out + first // panel * panel_bytes(inner, panel)
+        quantize_panel(limits_of, x, to, first, tokens - 1, inner, panel, work)
         first = claim(operands) * panel
 
 
@@ -188,8 +217,8 @@ class PerOp:
         names = [*(param.name for param in spec.params), *spec.dims, *spec.attrs]
         wanted = {"X": "x", "M": spec.params[0].dims[0], "K": "K"}  # tokens are M or T
         found = {letter: numbers[names.index(name)] for letter, name in wanted.items()}
-        token = inlined(specialised(_quantize_token, "quantize_token", OUTLIER_MEANS=np.float32(OUTLIER[op])))
-        constants = {**found, "WORKSPACE": workspace_of(op), "quantize_token": token}
+        limits = inlined(specialised(_limits, "limits_of", OUTLIER_MEANS=np.float32(OUTLIER[op])))
+        constants = {**found, "WORKSPACE": workspace_of(op), "limits_of": limits}
         kernel = native_kernel(specialised(_quantize, f"quantize_{op}", **constants))
         setattr(self, op, kernel)
         return kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
 from llmcore_numba.kv_layout import BLOCK, padded
-from llmcore_numba.packing import COLUMNS, PANEL, RECORD
+from llmcore_numba.packing import quantized_bytes
 
 SHARED_BYTES = 256 << 10
 SHARED = SCRATCH_BYTES - SHARED_BYTES
@@ -63,18 +63,14 @@ def head_fits(node: NodeView) -> str | None:
     return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
 
 
-def _quantized(tokens: int, columns: int) -> int:
-    return (1 if tokens == 1 else -(-tokens // PANEL) * PANEL) * columns // COLUMNS * RECORD
-
-
 def quantized_tokens(node: NodeView) -> int:
     """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
-    return _quantized(node.dims["M"], node.dims["K"])
+    return quantized_bytes(node.dims["M"], node.dims["K"])
 
 
 def projections(node: NodeView) -> int:
     """Bytes of workspace for ``qkv_rope_kv_write``: the quantized input, then keys and values."""
-    return _quantized(node.dims["T"], node.dims["K"]) + 2 * node.dims["T"] * node.dims["G"] * 4
+    return quantized_bytes(node.dims["T"], node.dims["K"]) + 2 * node.dims["T"] * node.dims["G"] * 4
 
 
 def partial_records(node: NodeView) -> int:
