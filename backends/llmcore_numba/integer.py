@@ -2,7 +2,7 @@
 
 Tokens are int8 in groups of 32 with one scale each (:mod:`llmcore_numba.quantize`). Within a group everything is exact
 integer arithmetic (:mod:`llmcore_numba.integer_sums`); across groups each result is summed in float32, group after
-group, so that tiles of any shape give the same bits. A token's outliers are added afterwards, one by one.
+group, so that tiles of any shape give the same bits. What a token's outliers give is another sum.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUT_BLOCKS = 2  # of sixteen results, for each token
 
 
 def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int) -> Callable[..., None]:
-    """``tile(weights, to_next, groups, first, out)``: float32 ``out[token, 2 blocks, 16 rows]``.
+    """``tile(weights, to_next, groups, first, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
 
     Multiplies ``tokens`` of a panel of ``panel`` quantized tokens with ``blocks`` blocks of rows. ``weights`` is the
     address of the first row block, ``to_next`` bytes before the next; ``groups`` is K / 32; ``first`` is the panel's
@@ -142,8 +142,8 @@ class _Tile:
             self._add_scaled(builder, starts, record, self._sums(builder, starts, record), places)
         for token, row in enumerate(places):
             for block, place in enumerate(row):
-                at = builder.add(out, WORD((token * OUT_BLOCKS + block) * 64))
-                builder.store(builder.load(place), pointer(builder, at, FLOATS), align=4)
+                at = pointer(builder, builder.add(out, WORD((token * OUT_BLOCKS + block) * 64)), FLOATS)
+                builder.store(builder.fadd(builder.load(place), builder.load(at, align=4)), at, align=4)
 
     def _head(self, builder: Any, record: Any, part: int, token: int, kind: Any) -> Any:
         """A number of a token's group, in every lane."""

@@ -22,7 +22,7 @@ from llmcore.native.abi import (
     store_i32,
     tensor,
 )
-from llmcore.native.vector import load
+from llmcore.native.vector import load, store, zeros
 from llmcore_numba.elementwise import gated
 from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.integer import integer_tile, outlier_tile
@@ -85,20 +85,25 @@ def _strip(weights, to_next, groups, tokens, token, end, out):
     ``to_next`` bytes lie between the blocks; 0 where there is but one, and then ``out`` has anything for the other.
     ``end`` is behind the last token; those behind it in the last panel are computed too.
     """
-    if end == 1:
+    for i in range(0, TOKENS * STRIP * 4, 64):
+        store(out + i, zeros())
+    if end == 1:  # memory takes the time: it is read in order, the outliers' columns are in the cache afterwards
         one_token(weights, 0, groups, tokens, out)
         if to_next:
             one_token(weights + to_next, 0, groups, tokens, out + 64)
-        outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, out)
+        extra = out + STRIP * 4
+        outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, extra)
+        store(out, load(out) + load(extra))
+        store(out + 64, load(out + 64) + load(extra + 64))
         return
     place, some = token % PANEL, min(TOKENS, end - token)
     panel = tokens + token // PANEL * panel_bytes(groups * COLUMNS, PANEL)
+    outliers(weights, to_next, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
     for block in range(0, 2, BLOCKS):
         if some <= FEW:
             few_tokens(weights + block * to_next, to_next, groups, panel + place * 4, out + block * 64)
         else:
             many_tokens(weights + block * to_next, to_next, groups, panel + place * 4, out + block * 64)
-    outliers(weights, to_next, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
 
 
 strip = inlined(_strip)
