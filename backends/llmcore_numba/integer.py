@@ -20,7 +20,19 @@ from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, emit_half, emits, pointer
 from llmcore.native.vector import FLOAT, INT, LANES, SHORT, emit_fma, emit_load, emit_prefetch
 from llmcore_numba.integer_sums import FLOATS, WIDE_INTS, Rows, Tokens, const, group_sums, repeat
-from llmcore_numba.packing import CODES, COLUMNS, ENTRY, FOR_TOKEN, LESS, LISTED, RECORD, ROWS, SCALE, TOTAL, Packing
+from llmcore_numba.packing import (
+    CODES,
+    COLUMNS,
+    ENTRY,
+    FOR_TOKEN,
+    LESS,
+    LISTED,
+    RECORD,
+    ROWS,
+    SCALE,
+    TOTAL,
+    Packing,
+)
 
 AHEAD = 0 if machine().has("avx512f") else 2048
 """Bytes: how far before its use a block is asked for where memory is what takes the time.

@@ -45,7 +45,7 @@ class PerKVType:
         if name not in KV_TYPES:
             raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
         kind = KV_TYPES[name]
-        size = kv_layout.block_bytes(name, UNIT) // UNIT
+        size = kind.unit_bytes // UNIT
         elements = Elements(size, kind.factor_bytes, putter(kind), times_keys(kind), times_values(kind), *writers(kind))
         kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", ELEMENTS=elements))
         setattr(self, name, kernel)

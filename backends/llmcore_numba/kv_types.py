@@ -1,7 +1,7 @@
 """The element types of the KV cache: how kernels read and write the blocks of :mod:`llmcore_numba.kv_layout`.
 
-Attention computes with float32, to which elements are expanded in registers; but where the processor multiplies pairs
-of bfloat16, a cache of bfloat16 is multiplied by them: queries, and what the scores have become, are rounded for it.
+Attention computes with float32, to which elements are expanded in registers. Where the processor multiplies pairs of
+bfloat16 there is another way for a cache of bfloat16: queries, and what the scores have become, are rounded for it.
 Keys are read in units of 8 elements, which have one scale where the type has scales.
 """
 
@@ -17,7 +17,6 @@ from numba import types
 from llmcore.cache.layout import INT8_GROUP, INT8_LARGEST
 from llmcore.native.compiling import inlined, specialised
 from llmcore.native.exponential import ROUNDER
-from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, emit_half, emits, pointer
 from llmcore.native.vector import BYTE, F32, FLOAT, I32, INT, LANES, SHORT, emit_constant, emit_load
 from llmcore_numba.float_arithmetic import ARITHMETIC, BFLOAT, Arithmetic, as_float
@@ -230,7 +229,8 @@ KV_TYPES = {
     kind.name: kind
     for kind in (
         KVType("float32", 4, ARITHMETIC["F32"], _keep),
-        KVType("bfloat16", 2, ARITHMETIC["BF16_pairs" if machine().has("avx512bf16") else "BF16"], _to_bfloat16),
+        KVType("bfloat16", 2, ARITHMETIC["BF16"], _to_bfloat16),
+        KVType("bfloat16_pairs", 2, ARITHMETIC["BF16_pairs"], _to_bfloat16),
         KVType("int8", 1, INT8, _to_int8, scaled=True),
     )
 }

@@ -63,9 +63,9 @@ CODES, SCALE, TOTAL, LESS, RECORD = 0, 32, 36, 40, 44
 """Where the parts of a group of 32 columns begin in a panel of one token, and their bytes; each is ``[…][token]``.
 
 ``CODES`` are int8 ``[8 quads][token][4]``. ``SCALE`` is float32, ``TOTAL`` that times the sum of the codes, ``LESS``
-int32, minus that sum. Behind the groups of a panel come the outliers of its tokens 0 … 3, then those of 4 … 7: where the
-first ones begin, where they end, and where the others end (int32), then for each outlier its token and column (int32)
-and its value (float32).
+int32, minus that sum. Behind the groups of a panel come the outliers of its tokens 0 … 3, then those of 4 … 7: first
+where they begin, where the first ones end, and where the others end (int32), then for each outlier its token and column
+(int32) and its value (float32).
 """
 
 LISTED = 4  # tokens whose outliers are listed together, column by column, since those of one would wait for each other
@@ -73,17 +73,17 @@ ENTRY, FOR_TOKEN = 8, 3  # bytes of an outlier; bits of its token, below those o
 FEWEST_MEANS = 4  # no more than a quarter of a token's elements are so many means large
 
 OUTLIER = {
-    "qkv_rope_kv_write": 5.0,
-    "linear": 5.0,
+    "qkv_rope_kv_write": 8.0,
+    "linear": 6.0,
     "linear_add": 12.0,
     "gate_up_swiglu": 8.0,
-    "classifier_argmax": 5.0,  # as linear: greedy ids are those of the logits
+    "classifier_argmax": 6.0,  # as linear: greedy ids are those of the logits
 }
 """Op that runs on packed weights → from which size on, in means of its token, an element is an outlier.
 
 It is left out of its group, and multiplied by itself in float32: it would leave the others of its group a few steps of
 8 bits. Without this SmolLM2 answered otherwise where two tokens were nearly as good. Bounds are a compromise with the
-time that takes: queries and keys feel errors most; what SwiGLU has made has many such elements, of little weight.
+time that takes: the gates feel errors most; what SwiGLU has made has many such elements, of little weight.
 """
 
 

@@ -77,6 +77,13 @@ def _cached(op: str, kv_dtype: str) -> KernelInfo:
     )
 
 
+def _attention_by_pairs() -> KernelInfo:
+    """``attention`` over bfloat16, with queries and weights that are rounded to it."""
+    kernel = _cached("attention", "bfloat16")
+    supported = "llmcore_numba.scratch:attention_multiplies_pairs"
+    return replace(kernel, target=f"{kernel.target}_pairs", supported=supported, exact=False)
+
+
 def _integer(op: str, name: str) -> KernelInfo:
     """``op`` on weights of format ``name`` that are packed, and activations that are quantized."""
     packing = PACKINGS[name]
@@ -147,7 +154,7 @@ def _kernels() -> tuple[KernelInfo, ...]:
     floats += [_float(op, name) for op in FLOAT_OPS for name in FLOAT_PACKINGS]
     integer = [_integer(op, name) for op in OUTLIER if op != QKV for name in PACKINGS]
     projections = [_projections(name, kv_dtype) for name in PACKINGS for kv_dtype in KV_LAYOUTS]
-    cache = [_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS]
+    cache = [_attention_by_pairs(), *(_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS)]
     return (*plain, *projections, *integer, *floats, *weighted, *cache)
 
 

@@ -44,7 +44,19 @@ from llmcore.native.vector import (
 )
 from llmcore_numba import packing
 from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import CODES, COLUMNS, ENTRY, FOR_TOKEN, LESS, LISTED, OUTLIER, PANEL, RECORD, SCALE, TOTAL
+from llmcore_numba.packing import (
+    CODES,
+    COLUMNS,
+    ENTRY,
+    FOR_TOKEN,
+    LESS,
+    LISTED,
+    OUTLIER,
+    PANEL,
+    RECORD,
+    SCALE,
+    TOTAL,
+)
 
 FLOATS, INTS, BYTES = (ir.VectorType(element, LANES) for element in (FLOAT, INT, BYTE))
 

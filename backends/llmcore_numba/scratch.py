@@ -63,6 +63,11 @@ def head_fits(node: NodeView) -> str | None:
     return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
 
 
+def attention_multiplies_pairs(node: NodeView) -> str | None:
+    """Why ``attention`` cannot run ``node`` with pairs of bfloat16, or None."""
+    return head_fits(node) or multiplies_pairs(node)
+
+
 def quantized_tokens(node: NodeView) -> int:
     """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
     return quantized_bytes(node.dims["M"], node.dims["K"])

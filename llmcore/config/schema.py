@@ -22,8 +22,12 @@ class Compute(Enum):
 
 
 class KVDtype(StrEnum):
-    """The element type of the KV cache; int8 has a scale for every 8 elements."""
+    """The element type of the KV cache; int8 has a scale for every 8 elements.
 
+    ``auto`` is bfloat16 where activations are rounded in any case, else float32.
+    """
+
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     int8 = "int8"
@@ -98,7 +102,7 @@ class EngineConfig:
     page_size: int = 16
     kv_pages: int = 0
     buckets: list[int] = field(default_factory=lambda: [1, 8, 64])
-    kv_dtype: KVDtype = KVDtype.float32
+    kv_dtype: KVDtype = KVDtype.auto
 
 
 @dataclass

@@ -75,7 +75,7 @@ def _kv_cache(runner: Runner) -> KVCacheUse:
     layout, sizes = runner.kv_layout, runner.sizes
     name = f"{layout.name} v{layout.version}"
     token_bytes = runner.kv_bytes // (sizes.pages * sizes.page_size)
-    return KVCacheUse(runner.registry.preference.kv_dtype, name, sizes.pages, sizes.page_size, token_bytes)
+    return KVCacheUse(runner.registry.kv_dtype, name, sizes.pages, sizes.page_size, token_bytes)
 
 
 def memory(runner: Runner) -> MemoryUse:

@@ -40,7 +40,8 @@ class EngineSettings:
         page_size: tokens of a KV page.
         kv_pages: KV pages; 0: enough for ``max_seqs`` full contexts within 2 GiB, and for one in any case.
         buckets: step sizes that get a program of their own.
-        kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements.
+        kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements. ``auto`` is bfloat16 where
+            activations are rounded in any case, else float32.
     """
 
     max_context: int = 0
@@ -50,7 +51,7 @@ class EngineSettings:
     page_size: int = 16
     kv_pages: int = 0
     buckets: tuple[int, ...] = (1, 8, 64)
-    kv_dtype: str = "float32"
+    kv_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises :class:`ConfigError` for a size that cannot be."""
@@ -60,8 +61,9 @@ class EngineSettings:
         for name in ("max_context", "kv_pages"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"engine.{name} is {getattr(self, name)}", remedy="0 chooses a size, or give one")
-        if self.kv_dtype not in KV_DTYPES:
-            raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(self.kv_dtype, KV_DTYPES))
+        known = ("auto", *KV_DTYPES)
+        if self.kv_dtype not in known:
+            raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(self.kv_dtype, known))
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 

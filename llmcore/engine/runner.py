@@ -132,14 +132,14 @@ class Runner:
         """Gives the KV cache to one backend for steps of every size, and allocates pages in its layout."""
         stateful = [node for node in self.graph.nodes if any(v.kind == "state" for v in node.args.values())]
         views = (self.compiler.view(node, self._bounds(bucket)) for bucket in self.buckets for node in stateful)
-        self.registry.bind_groups(views)
+        self.registry.bind_groups(views, rounded=self.weights.rounded)
         owners = {self.registry.choose(self.compiler.view(node, self.sizes.limits.sizes)).backend for node in stateful}
         if len(owners) != 1:
             raise RegistryError(
                 f"the KV cache has one layout, but its ops are bound to several backends: {', '.join(sorted(owners))}",
                 remedy="their kernels must be declared with group='kv'",
             )
-        layout: KVLayout = resolve(self.registry.backends[owners.pop()].kv_layouts[self.registry.preference.kv_dtype])
+        layout: KVLayout = resolve(self.registry.backends[owners.pop()].kv_layouts[self.registry.kv_dtype])
         self.kv_layout = layout
         states = {v.source for node in stateful for v in node.args.values() if isinstance(v.source, State)}
         shapes = {s.layer: layout.page_shape(s.kv_heads, s.head_dim, self.sizes.page_size) for s in states}

@@ -36,7 +36,7 @@ class Preference:
         ops: op name → backend name, over the order.
         exact: only kernels that keep activations in float32.
         threads: what backends with threads of their own may use.
-        kv_dtype: the element type of the KV cache.
+        kv_dtype: the element type of the KV cache; ``auto``: see :meth:`Registry.bind_groups`.
     """
 
     order: tuple[str, ...]
@@ -47,7 +47,11 @@ class Preference:
 
 
 class Registry:
-    """Kernels of all backends, chosen for one user's preference."""
+    """Kernels of all backends, chosen for one user's preference.
+
+    Attributes:
+        kv_dtype: the element type of the KV cache.
+    """
 
     def __init__(self, plugins: Plugins, preference: Preference) -> None:
         """Checks every name first.
@@ -71,6 +75,7 @@ class Registry:
                     remedy=f"offered by: {', '.join(offer) or 'no installed backend'}",
                 )
         self.preference = preference
+        self.kv_dtype = "float32" if preference.kv_dtype == "auto" else preference.kv_dtype
         self.plugins = plugins
         self._groups_by_op = self._grouped()
         self._problems: dict[str, str | None] = {}
@@ -144,11 +149,15 @@ class Registry:
             resolve(self.backends[backend].prepare)(self.preference.threads)
         self._prepared.add(backend)
 
-    def bind_groups(self, nodes: Iterable[NodeView]) -> None:
+    def bind_groups(self, nodes: Iterable[NodeView], *, rounded: bool = False) -> None:
         """Gives each group, whose ops share a private layout, to the first backend that can run all of its nodes.
+
+        Where the cache's element type was left open it becomes bfloat16, if the backend has that and activations are
+        rounded in any case; else float32.
 
         Args:
             nodes: every node of a model, at every size that it will be bound for.
+            rounded: the model's weights are of formats whose kernels round activations, unless told not to.
 
         Raises:
             RegistryError: no backend can run all nodes of a group, naming what each lacks.
@@ -161,7 +170,7 @@ class Registry:
             asked = self.group_backend.get(group)
             passed: list[str] = []
             for i, name in enumerate((asked,) if asked else self.preference.order):
-                lacks = self._lacks(self.backends[name], views)
+                lacks = self._group_lacks(self.backends[name], views, rounded)
                 if lacks is None:
                     self.group_backend[group] = name
                     why = f"choice {i + 1} of {len(self.preference.order)} for group {group!r}"
@@ -172,6 +181,15 @@ class Registry:
                 raise RegistryError(
                     f"no backend can run all ops of group {group!r}: " + "; ".join(passed), remedy=self._ways_out(group)
                 )
+
+    def _group_lacks(self, backend: BackendInfo, views: Sequence[NodeView], rounded: bool) -> str | None:
+        """Why ``backend`` cannot run a group, or None; sets the cache's element type where it was left open."""
+        if self.preference.kv_dtype == "auto" and rounded and not self.preference.exact:
+            self.kv_dtype = "bfloat16"
+            if self._lacks(backend, views) is None:
+                return None
+            self.kv_dtype = "float32"
+        return self._lacks(backend, views)
 
     def _ways_out(self, group: str) -> str:
         """What to do where nobody can run a group: to ask those for the cache that have it as it is asked for."""
@@ -206,7 +224,7 @@ class Registry:
         misfits = []
         for kernel in backend.kernels:
             if kernel.op == node.op:
-                misfit = _misfit(backend.name, kernel, node, self.preference)
+                misfit = _misfit(backend.name, kernel, node, exact=self.preference.exact, kv_dtype=self.kv_dtype)
                 if misfit is None:
                     return kernel, ""
                 misfits.append(misfit)
@@ -231,16 +249,16 @@ def _ready(backend: BackendInfo) -> str | None:
     return problem
 
 
-def _misfit(backend: str, kernel: KernelInfo, node: NodeView, asked: Preference) -> str | None:
+def _misfit(backend: str, kernel: KernelInfo, node: NodeView, *, exact: bool, kv_dtype: str) -> str | None:
     """Why ``kernel`` cannot run ``node``, or None."""
     if node.device not in kernel.devices:
         return f"not on {node.device}"
     if node.dtype not in kernel.dtypes:
         return f"not for {node.dtype}"
-    if asked.exact and not kernel.exact:
+    if exact and not kernel.exact:
         return "not exact"
-    if kernel.group == "kv" and asked.kv_dtype not in kernel.kv_dtypes:
-        return f"not for a KV cache of {asked.kv_dtype}"
+    if kernel.group == "kv" and kv_dtype not in kernel.kv_dtypes:
+        return f"not for a KV cache of {kv_dtype}"
     for name, weight_format in node.formats.items():
         if weight_format not in kernel.formats:
             return f"does not read {weight_format} ({name})"

@@ -54,7 +54,7 @@ class Cache:
     """One layer's pages in a backend's layout, written and read by its own kernels.
 
     Args:
-        attention: the kernel that reads; by default the one that the registry would take.
+        attention: the kernel that reads; by default the one that the registry would take, and an exact one if it can.
     """
 
     def __init__(
@@ -98,7 +98,10 @@ class Cache:
     ) -> dict[str, Array]:
         if kernel is None:
             node = NodeView(op, "", dtype=self.setting.dtype, dims=dims, attrs=attrs)
-            kernel, why = why_not(self.backend, self.backend.kernels, node, self.setting.kv_dtype)
+            exact = tuple(kernel for kernel in self.backend.kernels if kernel.exact)
+            kernel, why = why_not(self.backend, exact, node, self.setting.kv_dtype)
+            if kernel is None:
+                kernel, why = why_not(self.backend, self.backend.kernels, node, self.setting.kv_dtype)
             if kernel is None:
                 raise KernelMismatch(f"the backend's own {op} is needed to test its cache: {why}")
         return execute(kernel, Values(dict(arrays)), dims, attrs, self.setting, self.memory)

@@ -117,7 +117,7 @@ def test_every_range_is_of_a_key() -> None:
 
 
 def test_types_of_the_cache() -> None:
-    assert [each.value for each in KVDtype] == list(KV_DTYPES)
+    assert [each.value for each in KVDtype] == ["auto", *KV_DTYPES]
     with pytest.raises(ConfigError, match=r"engine\.kv_dtype is 'int4'"):
         EngineSettings(kv_dtype="int4")
 

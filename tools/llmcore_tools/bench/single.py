@@ -145,7 +145,7 @@ def _states(subject: Subject, values: Values, registry: Registry, heads: tuple[i
     tables, slots = values.arrays.get("block_tables"), values.arrays.get("slots")
     last = int(tables.max(initial=0)) if tables is not None else int(slots.max(initial=0)) // page_size  # type: ignore[union-attr]
     (backend,) = registry.backends.values()
-    kv_dtype = registry.preference.kv_dtype
+    kv_dtype = registry.kv_dtype
     if kv_dtype not in backend.kv_layouts:
         raise RegistryError(f"backend {backend.name} has no KV cache of {kv_dtype}")
     layout: KVLayout = resolve(backend.kv_layouts[kv_dtype])
