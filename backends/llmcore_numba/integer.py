@@ -16,7 +16,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, emit_half, emits, pointer
 from llmcore.native.vector import FLOAT, INT, LANES, SHORT, emit_fma, emit_load, emit_prefetch
 from llmcore_numba.integer_sums import FLOATS, WIDE_INTS, Rows, Tokens, const, group_sums, repeat
@@ -34,25 +33,21 @@ from llmcore_numba.packing import (
     Packing,
 )
 
-AHEAD = 0 if machine().has("avx512f") else 2048
-"""Bytes: how far before its use a block is asked for where memory is what takes the time.
-
-Measured: Zen 3 reads a quarter faster with it. Zen 4, for which AVX512 has to stand here, a quarter faster without.
-"""
 OUT_BLOCKS = 2  # of sixteen results, for each token
 
 
 def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int) -> Callable[..., None]:
-    """``tile(weights, to_next, groups, first, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
+    """``tile(weights, to_next, groups, first, ahead, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
 
     Multiplies ``tokens`` of a panel of ``panel`` quantized tokens with ``blocks`` blocks of rows. ``weights`` is the
     address of the first row block, ``to_next`` bytes before the next; ``groups`` is K / 32; ``first`` is the panel's
-    address and 4 bytes for each token before the first.
+    address and 4 bytes for each token before the first. If ``ahead`` is not 0, the weights so many bytes further on are
+    asked for.
     """
     body = _Tile(packing, tokens, blocks, panel)
     name = f"tile_{packing.name}_{tokens}x{blocks}"
 
-    return _function(name, 5, body.emit)
+    return _function(name, 6, body.emit)
 
 
 def outlier_tile(packing: Packing) -> Callable[..., None]:
@@ -140,8 +135,10 @@ class _Tile:
     blocks: int
     panel: int
 
-    def emit(self, builder: Any, weights: Any, to_next: Any, groups: Any, first: Any, out: Any) -> None:
+    def emit(self, builder: Any, *values: Any) -> None:
         """Writes the loop over groups."""
+        weights, to_next, groups, first, ahead, out = values
+        wanted = builder.icmp_signed("!=", ahead, WORD(0))
         places = [[cgutils.alloca_once(builder, FLOATS) for _ in range(self.blocks)] for _ in range(self.tokens)]
         for place in itertools.chain(*places):
             builder.store(const(FLOATS, 0), place)
@@ -149,8 +146,10 @@ class _Tile:
             start = builder.add(weights, builder.mul(loop.index, WORD(self.packing.nbytes)))
             starts = [builder.add(start, builder.mul(to_next, WORD(block))) for block in range(self.blocks)]
             record = builder.add(first, builder.mul(loop.index, WORD(RECORD * self.panel)))
-            if AHEAD and self.tokens == 1:  # more tokens find the block in the cache
-                _prefetch(builder, start, self.packing.nbytes)
+            with builder.if_then(wanted):
+                for block in starts:
+                    for line in range(0, self.packing.nbytes, 64):
+                        emit_prefetch(builder, builder.add(builder.add(block, ahead), WORD(line)))
             self._add_scaled(builder, starts, record, self._sums(builder, starts, record), places)
         for token, row in enumerate(places):
             for block, place in enumerate(row):
@@ -185,12 +184,6 @@ class _Tile:
 def _zero(packing: Packing) -> int:
     """A weight's code is ``2**zero`` more than stands for it; 0: it is not."""
     return 3 if packing.bits == 4 and not packing.minima else 0
-
-
-def _prefetch(builder: Any, block: Any, nbytes: int) -> None:
-    """Asks for the lines of a block that is some way ahead: a thread alone, or a new page, is too slow otherwise."""
-    for line in range(0, nbytes, 64):
-        emit_prefetch(builder, builder.add(block, WORD(AHEAD + line)))
 
 
 def _halves(builder: Any, address: Any) -> Any:

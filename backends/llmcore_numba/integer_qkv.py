@@ -15,6 +15,7 @@ from llmcore_numba.integer_linear import (
     PerPacking,
     chunks_of,
     multiply_strip,
+    step_of,
     strip,
     strips_per_chunk,
 )
@@ -40,14 +41,14 @@ def keys_of(operands):
 
 
 @PerPacking
-def project(operands, thread, _threads):
+def project(operands, thread, threads):
     rows, inner, wide, narrow = dim(operands, T), dim(operands, K), dim(operands, D), dim(operands, G)
     tokens, out = tensor(operands, TOKENS), scratch(operands, thread)
     keys = keys_of(operands)
     first_k = (wide + STRIP - 1) // STRIP
     first_v = first_k + (narrow + STRIP - 1) // STRIP
     strips = 2 * first_v - first_k
-    some = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * NBYTES)
+    some, step = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * NBYTES), step_of(rows, threads)
     across = (strips + some - 1) // some
     chunk = claim(operands)
     while chunk < chunks_of(rows, strips, some):
@@ -60,7 +61,7 @@ def project(operands, thread, _threads):
             elif index >= first_k:
                 weight, bias, y, outer, at = tensor(operands, WK), tensor(operands, BK), keys, narrow, index - first_k
             end = min(begin + TOKEN_CHUNK, rows)
-            multiply_strip(strip, NBYTES, tokens, begin, end, at * STRIP, weight, bias, 0, y, inner, outer, out)
+            multiply_strip(strip, NBYTES, tokens, begin, end, at * STRIP, weight, bias, 0, y, inner, outer, step, out)
         chunk = claim(operands)
 
 
