@@ -223,8 +223,11 @@ def divided_into(new, length, group, page_size):
 
 
 @inlined
-def attend(elements, head, rows, scale, records, first, stop, work):
-    """Sums what ``rows`` see of the parts ``first`` … ``stop`` - 1, each row in its record."""
+def attend(elements, head, rows, scale, records, first, stop, follow, follow_length, work):
+    """Sums what ``rows`` see of the parts ``first`` … ``stop`` - 1, each row in its record.
+
+    The head ``follow``, of a sequence of ``follow_length``, is probably what this thread reads next.
+    """
     pitch, size, units = padded(rows.head_dim), record_bytes(rows.head_dim), (rows.head_dim + UNIT - 1) // UNIT
     queries, scores = work, work + ROWS * pitch * 4
     entries, later = scores + ROWS * SCORES, scores + ROWS * SCORES + BLOCKS * ENTRY
@@ -235,7 +238,7 @@ def attend(elements, head, rows, scale, records, first, stop, work):
     clear(rows, target)
     for span in range(first * PART_BLOCKS, end, BLOCKS):
         count = min(BLOCKS, end - span)
-        whole = find_blocks(entries, span, head, length) == BLOCKS * 16
+        whole = find_blocks(entries, span, head, length, follow, follow_length) == BLOCKS * 16
         elements.times_keys(rows.count, queries, pitch * elements.factor_bytes, entries, count, units, scores, SCORES)
         behind = load_i64(entries + (BLOCKS - 1) * ENTRY + POSITION) + 16
         for r in range(rows.count):
@@ -280,7 +283,7 @@ def join(records, lens, kv_lens, starts, y, sequences, kv_heads, group, width, h
 
 
 @PerKVType
-def attention(operands, thread, _threads):
+def attention(operands, thread, threads):
     width, sequences, table_width = dim(operands, D), dim(operands, S), dim(operands, B)
     q, kv, y, tables = tensor(operands, Q), tensor(operands, KV), tensor(operands, Y), tensor(operands, TABLES)
     starts, lens, kv_lens = tensor(operands, STARTS), tensor(operands, LENS), tensor(operands, KV_LENS)
@@ -312,7 +315,13 @@ def attention(operands, thread, _threads):
             records = partial + ((sequence * kv_heads + member) * most_parts + index) * group * size
         else:
             begin, end, records = 0, parts_of(seen_by(rows, rows.count - 1), page_size), work
-        attend(ELEMENTS, head, rows, scale, records, begin, end, work + ROWS * size)
+        next_sequence, next_member = sequence + (member + threads) // kv_heads, (member + threads) % kv_heads
+        follow, follow_length = head, 0
+        if new == 1 and next_sequence < sequences:
+            follow_length = load_i32(kv_lens + next_sequence * 4)
+            next_table = tables + next_sequence * table_width * 4
+            follow = Head(kv + next_member * 2 * half, 2 * half * kv_heads, half, next_table, page_size, block)
+        attend(ELEMENTS, head, rows, scale, records, begin, end, follow, follow_length, work + ROWS * size)
         if parts > 1:
             if fetch_add(load_i64(operands) + 8, 1) == shared - 1:  # this was the last of them to be done
                 join(

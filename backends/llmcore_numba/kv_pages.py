@@ -96,12 +96,13 @@ def keys_of(block, head):
 
 
 @inlined
-def find_blocks(entries, first, head, length):
+def find_blocks(entries, first, head, length, follow, follow_length):
     """Describes the blocks of a span that begins with block ``first``.
 
     Each entry is the addresses of the block's keys and values, its first position, and how many of its 16 positions
     there are below ``length``. Those beyond are described as the last one, without positions. It ends with the address
-    of the keys of a block of the next span. Returns how many positions there are altogether.
+    of the keys of a block of the next span: of this head's, or else of the first span of the head ``follow``, which has
+    ``follow_length`` positions. Returns how many positions there are altogether.
     """
     positions = 0
     keys = after = head.keys
@@ -112,6 +113,8 @@ def find_blocks(entries, first, head, length):
             keys = keys_of(block, head)
         if position_of(block + BLOCKS, head.page_size) < length:
             after = keys_of(block + BLOCKS, head)
+        elif position_of(block - first, follow.page_size) < follow_length:
+            after = keys_of(block - first, follow)
         entry = entries + (block - first) * ENTRY
         store_i64(entry, keys)
         store_i64(entry + VALUES, keys + head.half)
