@@ -86,11 +86,11 @@ def test_a_scale_that_16_bits_cannot_hold_is_refused() -> None:
 @pytest.mark.parametrize("op", ["linear", "linear_add"])
 @pytest.mark.parametrize("tokens", [1, 3, 21])
 def test_tokens_that_the_codes_hold_are_multiplied_exactly(op: str, name: str, tokens: int) -> None:
-    """Every other token has an outlier in its second group, which needs 15 bits."""
+    """Every other token has outliers, in a group where the others are multiples of its scale."""
     x = np.random.default_rng(2).integers(-127, 128, (tokens, 96)).astype(np.float32)
     x[:, ::32] = 127  # the largest of every group, so that its scale is 1
     x[::2, 32:64] *= 3
-    x[::2, 40] = -127 * 128
+    x[::2, 40], x[::2, 95] = -127 * 128, 12345.678
     got, weights = _results(x, op, name, rows=49)
     want = x.astype(np.float64) @ weights.T.astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())

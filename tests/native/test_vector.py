@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from llmcore.native import vector as v
-from llmcore.native.exponential import exp, sigmoid
+from llmcore.native.exponential import exp, exp2, sigmoid
+
+
+@numba.njit
+def _function(kind, value):
+    if kind == 0:
+        return exp(value)
+    if kind == 1:
+        return sigmoid(value)
+    return exp2(value)
 
 
 @numba.njit
@@ -17,10 +26,10 @@ def _map(kind, x, y, count):
     whole = count & ~15
     for i in range(0, whole, 16):
         value = v.load(x + i * 4)
-        v.store(y + i * 4, exp(value) if kind == 0 else sigmoid(value))
+        v.store(y + i * 4, _function(kind, value))
     if whole < count:
         value = v.load_first(x + whole * 4, count - whole)
-        v.store_first(y + whole * 4, exp(value) if kind == 0 else sigmoid(value), count - whole)
+        v.store_first(y + whole * 4, _function(kind, value), count - whole)
 
 
 @numba.njit
@@ -82,6 +91,14 @@ def test_exp_at_the_edges() -> None:
     np.testing.assert_array_equal(y[:6], np.array([1, 1, 0, 0, 0, np.nan], np.float32))
     assert np.isfinite(y[6])
     assert y[6] > 1e38
+
+
+def test_powers_of_two() -> None:
+    x = np.concatenate([np.linspace(-126, 126, 100_003), np.arange(-126, 127)]).astype(np.float32)
+    exact = np.exp2(x.astype(np.float64))
+    assert (np.abs(_apply(2, x) - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
+    edges = np.array([0, -0.0, -np.inf, -1000, -127, 5, np.nan], np.float32)
+    np.testing.assert_array_equal(_apply(2, edges), np.array([1, 1, 0, 0, 0, 32, np.nan], np.float32))
 
 
 def test_sigmoid() -> None:

@@ -199,6 +199,25 @@ def test_a_type_of_the_cache_that_the_backend_lacks() -> None:
     assert "offered by: no installed backend; plain offers float32; small offers float32, int8" in str(error.value)
 
 
+def test_a_type_of_the_cache_that_is_left_open() -> None:
+    """Bfloat16 where activations are rounded and the backend has it; order comes first."""
+    types = ("float32", "bfloat16")
+    writes, reads = (kernel(op, group="kv", kv_dtypes=types) for op in ("kv_write", "attention"))
+    both = BackendInfo("both", "", (writes, reads), kv_layouts=dict.fromkeys(types, "made_up:layout"))
+    plain = BackendInfo("plain", "", kv("kv_write", "attention"), kv_layouts={"float32": "made_up:layout"})
+    installed = Plugins(backends={each.name: each for each in (both, plain)})
+
+    def bound(*order: str, rounded: bool, exact: bool = False) -> tuple[str, str]:
+        found = Registry(installed, Preference(order, exact=exact, kv_dtype="auto"))
+        found.bind_groups([NodeView("kv_write", ""), NodeView("attention", "")], rounded=rounded)
+        return found.kv_dtype, found.choose(NodeView("attention", "")).backend
+
+    assert bound("both", "plain", rounded=True) == ("bfloat16", "both")
+    assert bound("plain", "both", rounded=True) == ("float32", "plain")
+    assert bound("both", rounded=False) == ("float32", "both")
+    assert bound("both", rounded=True, exact=True) == ("float32", "both")
+
+
 def test_a_group_is_bound_for_all_sizes_at_once() -> None:
     sizes = [NodeView(op, "", dims={"T": tokens}) for tokens in (1, 64) for op in ("kv_write", "attention")]
     chosen = registry("decoder", "fast")
