@@ -22,7 +22,7 @@ from llmcore.native.abi import (
     store_i32,
     tensor,
 )
-from llmcore.native.vector import load, load_first, store, store_first
+from llmcore.native.vector import any_above, load, load_first, splat, store, store_first
 from llmcore_numba.elementwise import gated
 from llmcore_numba.operands import operands_of
 from llmcore_numba.rms_norm import CHUNK, normalise
@@ -116,12 +116,15 @@ def gate_up_swiglu(operands, thread, _threads):
 def note_best(sums, first, count, slot):
     """Keeps in ``slot`` (float32 value, int32 row) the largest of ``count`` sums, the first among equals."""
     best = load_f32(slot)
-    for row in range(count):
-        value = load_f32(sums + row * 4)
-        if value > best:
-            best = value
-            store_f32(slot, value)
-            store_i32(slot + 4, first + row)
+    for begin in range(0, count, 16):
+        if begin + 16 <= count and not any_above(load(sums + begin * 4), splat(best)):
+            continue  # as nearly always
+        for row in range(begin, min(begin + 16, count)):
+            value = load_f32(sums + row * 4)
+            if value > best:
+                best = value
+                store_f32(slot, value)
+                store_i32(slot + 4, first + row)
 
 
 @inlined
