@@ -53,7 +53,9 @@ def key_tile(kind: KVType, rows: int) -> Callable[..., None]:
             with cgutils.for_range(builder, WORD(steps)) as step:
                 if rows <= FEW_ROWS:
                     for unit, distance in zip(places, to_values, strict=True):
-                        emit_prefetch(builder, builder.add(kind.key_at(builder, unit, step.index), distance))
+                        emit_prefetch(
+                            builder, builder.add(kind.key_at(builder, unit, step.index), distance), near=False
+                        )
                 found = [
                     kind.keys(builder, unit, step.index, scale) for unit, scale in zip(places, scales, strict=True)
                 ]
@@ -94,7 +96,9 @@ def value_tile(kind: KVType, rows: int) -> Callable[..., None]:
             def step(index: Any, some: bool = False) -> None:
                 if rows <= FEW_ROWS:
                     for at in columns:
-                        emit_prefetch(builder, builder.add(kind.value_at(builder, block, index, at, pitch), to_next))
+                        emit_prefetch(
+                            builder, builder.add(kind.value_at(builder, block, index, at, pitch), to_next), near=False
+                        )
                 found = [kind.values(builder, block, index, at, pitch, some) for at in columns]
                 at = [add(builder, each, (builder.add(begin, index), _factors(kind))) for each in ins]
                 _add_products(builder, kind, at, found, sums)

@@ -115,12 +115,12 @@ def emit_load_first(builder: Any, address: Any, count: Any, element: Any, size: 
     return builder.load(place)
 
 
-def emit_prefetch(builder: Any, address: Any) -> None:
-    """Asks for the cache line of an address, which need not be one of ours."""
+def emit_prefetch(builder: Any, address: Any, *, near: bool = True) -> None:
+    """Asks for the cache line of an address, which need not be one of ours; not ``near``: no further than to L2."""
     byte, word = BYTE.as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer(builder, address, BYTE), word(0), word(3), word(1)])
+    builder.call(function, [pointer(builder, address, BYTE), word(0), word(3 if near else 2), word(1)])
 
 
 def _from_bf16(builder: Any, shorts: Any) -> Any:
@@ -289,9 +289,3 @@ def from_u8(builder: Any, vector: Any) -> Any:
 def from_i8(builder: Any, vector: Any) -> Any:
     """Bytes as signed numbers, -128 … 127, as float32."""
     return builder.sitofp(builder.sext(vector, I32.ir), F32.ir)
-
-
-@emits(types.void, types.int64)
-def prefetch(builder: Any, address: Any) -> None:
-    """Asks for the cache line of an address, which need not be one of ours."""
-    emit_prefetch(builder, address)
