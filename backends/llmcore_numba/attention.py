@@ -8,7 +8,8 @@ prompt was divided, on who shares the batch, or on whether the parts of a long s
 A query row is one head of one token. A chunk of work is up to 48 query rows of one sequence that read one key head, or
 one part of what a sequence's single new token reads of it.
 
-What is summed of a row is a *record*: the sum of weights in 16 lanes, the largest score, the weighted sum of values.
+What is summed of a row is a *record*: the sum of weights in 16 lanes, the score that they are relative to, the weighted
+sum of values. That score is the largest so far, or some less: as in FlashAttention-4, sums are not rescaled for little.
 Scores are logarithms to base 2: queries are scaled for that.
 """
 
@@ -58,7 +59,8 @@ Q, STARTS, LENS, KV_LENS, TABLES, KV, Y, _T, D, S, B, HEAD_DIM, KV_HEADS, PAGE_S
 PARTIAL = workspace_of("attention")
 
 SCORES = 16 * BLOCKS * 4  # bytes of a row's scores in a span
-HIGHEST = 64  # where a record has the largest score
+HIGHEST = 64  # where a record has the score that its weights are relative to
+SLACK = np.float32(8)  # weights are no more than 2**8
 NOTHING = np.float32(-np.inf)
 LOG2_E = 1 / math.log(2)
 
@@ -98,9 +100,12 @@ def seen_by(rows, r):
 
 @inlined
 def higher(high, record, pitch):
-    """The record's largest score, once it is no less than any lane of ``high``; rescales what was summed before."""
+    """What the record's weights are relative to: a score that no lane of ``high`` is more than ``SLACK`` above.
+
+    Where one is it becomes the largest of them, and what was summed before is rescaled.
+    """
     highest = load_f32(record + HIGHEST)
-    if any_above(high, splat(highest)):  # the factor would be exactly 1 otherwise
+    if any_above(high, splat(highest + SLACK)):
         now = largest(high)
         factor = exp2(splat(highest - now))
         store(record, load(record) * factor)
