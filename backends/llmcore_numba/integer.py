@@ -45,9 +45,7 @@ def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int) -> Call
     asked for.
     """
     body = _Tile(packing, tokens, blocks, panel)
-    name = f"tile_{packing.name}_{tokens}x{blocks}"
-
-    return _function(name, 6, body.emit)
+    return _function(f"tile_{packing.name}_{tokens}x{blocks}", 6, body.emit)
 
 
 def outlier_tile(packing: Packing) -> Callable[..., None]:
@@ -57,28 +55,6 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
     ``LISTED``; ``outliers`` is the address of the panel's list, see :mod:`llmcore_numba.packing`, ``head`` what comes
     before the first; the rest is as in :func:`integer_tile`.
     """
-
-    def weights_of(builder: Any, start: Any, column: Any) -> Any:
-        """A column of 16 rows, as float32."""
-        codes, vector = builder.add(start, WORD(packing.head)), WIDE_INTS
-        byte = builder.shl(builder.and_(column, WORD(3)), WORD(3))
-        if packing.bits == 8:
-            quad = builder.lshr(column, WORD(2))
-            words = builder.load(pointer(builder, builder.add(codes, builder.shl(quad, WORD(6))), vector), align=1)
-            left = repeat(builder, builder.trunc(builder.sub(WORD(24), byte), INT), LANES)
-            values = builder.ashr(builder.shl(words, left), const(vector, 24))
-        else:
-            quad = builder.lshr(builder.and_(column, WORD(15)), WORD(2))
-            words = builder.load(pointer(builder, builder.add(codes, builder.shl(quad, WORD(6))), vector), align=1)
-            half = builder.lshr(builder.and_(column, WORD(16)), WORD(2))
-            right = repeat(builder, builder.trunc(builder.add(byte, half), INT), LANES)
-            values = builder.and_(builder.lshr(words, right), const(vector, 15))
-            if _zero(packing):
-                values = builder.sub(values, const(vector, 1 << _zero(packing)))
-        found, scales = builder.sitofp(values, FLOATS), _halves(builder, start)
-        if not packing.minima:
-            return builder.fmul(found, scales)
-        return emit_fma(builder, found, scales, _halves(builder, builder.add(start, WORD(2 * ROWS))))
 
     def body(builder: Any, *values: Any) -> None:
         weights, to_next, outliers, head, place, count, out = values
@@ -99,13 +75,32 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
             start = builder.add(weights, builder.mul(builder.udiv(column, WORD(COLUMNS)), WORD(packing.nbytes)))
             for block in range(OUT_BLOCKS):
                 at = builder.add(start, builder.mul(to_next, WORD(block)))
-                found = weights_of(builder, at, builder.and_(column, WORD(COLUMNS - 1)))
+                found = _column(builder, packing, at, builder.and_(column, WORD(COLUMNS - 1)))
                 to = builder.add(sums, builder.add(builder.mul(token, WORD(64 * OUT_BLOCKS)), WORD(64 * block)))
                 value = builder.load(pointer(builder, to, FLOATS), align=4)
                 value = emit_fma(builder, found, repeat(builder, x, LANES), value)
                 builder.store(value, pointer(builder, to, FLOATS), align=4)
 
     return _function(f"outliers_{packing.name}", 7, body)
+
+
+def _column(builder: Any, packing: Packing, start: Any, column: Any) -> Any:
+    """A column of the block at ``start``: float32 of its 16 rows."""
+    quad = builder.lshr(column if packing.bits == 8 else builder.and_(column, WORD(15)), WORD(2))
+    codes = builder.add(builder.add(start, WORD(packing.head)), builder.shl(quad, WORD(6)))
+    words = builder.load(pointer(builder, codes, WIDE_INTS), align=1)  # each row's quad
+    bit = builder.shl(builder.and_(column, WORD(3)), WORD(3))  # where the code begins in it
+    if packing.bits == 4:
+        bit = builder.add(bit, builder.lshr(builder.and_(column, WORD(16)), WORD(2)))
+    up = builder.trunc(builder.sub(WORD(32 - packing.bits), bit), INT)
+    down = builder.ashr if packing.bits == 8 else builder.lshr
+    values = down(builder.shl(words, repeat(builder, up, LANES)), const(WIDE_INTS, 32 - packing.bits))
+    if _zero(packing):
+        values = builder.sub(values, const(WIDE_INTS, 1 << _zero(packing)))
+    found, scales = builder.sitofp(values, FLOATS), _halves(builder, start)
+    if not packing.minima:
+        return builder.fmul(found, scales)
+    return emit_fma(builder, found, scales, _halves(builder, builder.add(start, WORD(2 * ROWS))))
 
 
 def _function(name: str, parameters: int, body: Callable[..., None]) -> Callable[..., None]:
