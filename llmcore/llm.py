@@ -30,6 +30,7 @@ from llmcore.engine.stream import Stream
 from llmcore.errors import ConfigError, LlmcoreError, RequestError, UnsupportedModelError
 from llmcore.graph.packing import PackedCache
 from llmcore.hookspecs import FamilyInfo
+from llmcore.native.code import forget_linker
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.text.tokenizer import load_tokenizer
@@ -124,6 +125,7 @@ class LLM:
             taps=taps,
         )
         self.engine = Engine(self.runner, self.tokenizer, self._eos_ids())
+        forget_linker()
         self.load_s = time.perf_counter() - started
 
     @classmethod

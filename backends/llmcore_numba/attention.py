@@ -2,8 +2,9 @@
 
 Attention is one pass over the keys with a running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao et
 al. 2022, arXiv:2205.14135), in spans of 64 positions. Every 256 positions are a part that is summed by itself, and the
-parts are merged in order. Spans and parts are always the same ones, so that a query's result does not depend on how a
-prompt was divided, on who shares the batch, or on whether the parts of a long sequence went to several threads.
+parts are merged in order. With pages of one size, or any multiples of 16, spans and parts are always the same ones, so
+that a query's result does not depend on how a prompt was divided, on who shares the batch, or on whether the parts of a
+long sequence went to several threads.
 
 A query row is one head of one token. A chunk of work is up to 48 query rows of one sequence that read one key head, or
 one part of what a sequence's single new token reads of it.

@@ -63,7 +63,7 @@ class EngineSettings:
                 raise ConfigError(f"engine.{name} is {getattr(self, name)}", remedy="0 chooses a size, or give one")
         known = ("auto", *KV_DTYPES)
         if self.kv_dtype not in known:
-            raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(self.kv_dtype, known))
+            raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(str(self.kv_dtype), known))
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 

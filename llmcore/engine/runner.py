@@ -128,11 +128,17 @@ class Runner:
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
 
+    def _rounded(self, stateful: list[Node]) -> bool:
+        """Whether any kernel rounds activations, of those that have nothing to do with the cache."""
+        others = (node for node in self.graph.nodes if node not in stateful)
+        found = (self.registry.find(self.compiler.view(node, self.sizes.limits.sizes))[0] for node in others)
+        return any(choice is not None and not choice.kernel.exact for choice in found)
+
     def _bind_cache(self) -> None:
         """Gives the KV cache to one backend for steps of every size, and allocates pages in its layout."""
         stateful = [node for node in self.graph.nodes if any(v.kind == "state" for v in node.args.values())]
         views = (self.compiler.view(node, self._bounds(bucket)) for bucket in self.buckets for node in stateful)
-        self.registry.bind_groups(views, rounded=self.weights.rounded)
+        self.registry.bind_groups(views, rounded=self._rounded(stateful))
         owners = {self.registry.choose(self.compiler.view(node, self.sizes.limits.sizes)).backend for node in stateful}
         if len(owners) != 1:
             raise RegistryError(

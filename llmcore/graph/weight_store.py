@@ -40,11 +40,6 @@ class WeightStore:
         """The format of tensor ``key``."""
         return self.tensors[key].format.name
 
-    @property
-    def rounded(self) -> bool:
-        """Whether some are quantized or bfloat16: kernels round the activations that they multiply those with."""
-        return any(tensor.format.name not in ("F32", "F16") for tensor in self.tensors.values())
-
     def float32(self, key: str) -> Array:
         """A small tensor (norm, bias) as float32: the mapping itself if it is float32 there."""
         tensor = self.tensors[key]

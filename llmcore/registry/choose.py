@@ -84,6 +84,7 @@ class Registry:
             group: f"group {group!r} is bound to {backend}" for group, backend in self.group_backend.items()
         }
         self._prepared: set[str] = set()
+        self._smaller_cache: tuple[str, ...] = ()  # why the last backend asked cannot have one
 
     def _grouped(self) -> dict[str, set[str]]:
         """Op → the groups that any backend has it in."""
@@ -152,12 +153,12 @@ class Registry:
     def bind_groups(self, nodes: Iterable[NodeView], *, rounded: bool = False) -> None:
         """Gives each group, whose ops share a private layout, to the first backend that can run all of its nodes.
 
-        Where the cache's element type was left open it becomes bfloat16, if the backend has that and activations are
-        rounded in any case; else float32.
+        Where the cache's element type was left open it becomes bfloat16, if the backend has that and ``rounded`` is
+        true; else float32.
 
         Args:
             nodes: every node of a model, at every size that it will be bound for.
-            rounded: the model's weights are of formats whose kernels round activations, unless told not to.
+            rounded: kernels of other nodes round activations.
 
         Raises:
             RegistryError: no backend can run all nodes of a group, naming what each lacks.
@@ -170,11 +171,11 @@ class Registry:
             asked = self.group_backend.get(group)
             passed: list[str] = []
             for i, name in enumerate((asked,) if asked else self.preference.order):
-                lacks = self._group_lacks(self.backends[name], views, rounded)
+                lacks = self._group_lacks(group, self.backends[name], views, rounded)
                 if lacks is None:
                     self.group_backend[group] = name
                     why = f"choice {i + 1} of {len(self.preference.order)} for group {group!r}"
-                    self._group_reason.setdefault(group, "; ".join([why, *passed]))
+                    self._group_reason.setdefault(group, "; ".join([why, *passed, *self._smaller_cache]))
                     break
                 passed.append(f"{name}: {lacks}")
             else:
@@ -182,18 +183,21 @@ class Registry:
                     f"no backend can run all ops of group {group!r}: " + "; ".join(passed), remedy=self._ways_out(group)
                 )
 
-    def _group_lacks(self, backend: BackendInfo, views: Sequence[NodeView], rounded: bool) -> str | None:
+    def _group_lacks(self, group: str, backend: BackendInfo, views: Sequence[NodeView], rounded: bool) -> str | None:
         """Why ``backend`` cannot run a group, or None; sets the cache's element type where it was left open."""
-        if self.preference.kv_dtype == "auto" and rounded and not self.preference.exact:
+        self._smaller_cache = ()
+        if group == "kv" and self.preference.kv_dtype == "auto" and rounded and not self.preference.exact:
             self.kv_dtype = "bfloat16"
-            if self._lacks(backend, views) is None:
+            lacks = self._lacks(backend, views)
+            if lacks is None:
                 return None
             self.kv_dtype = "float32"
+            self._smaller_cache = (f"bfloat16: {lacks}",)
         return self._lacks(backend, views)
 
     def _ways_out(self, group: str) -> str:
         """What to do where nobody can run a group: to ask those for the cache that have it as it is asked for."""
-        asked, here = self.preference.kv_dtype, [backend for backend in self.backends.values() if backend.kv_layouts]
+        asked, here = self.kv_dtype, [backend for backend in self.backends.values() if backend.kv_layouts]
         if group != "kv" or any(asked in backend.kv_layouts for backend in here):
             return "`llmcore ops` lists what every installed backend offers"
         offers = ", ".join(name for name, backend in self.plugins.backends.items() if asked in backend.kv_layouts)

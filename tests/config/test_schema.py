@@ -120,6 +120,8 @@ def test_types_of_the_cache() -> None:
     assert [each.value for each in KVDtype] == ["auto", *KV_DTYPES]
     with pytest.raises(ConfigError, match=r"engine\.kv_dtype is 'int4'"):
         EngineSettings(kv_dtype="int4")
+    with pytest.raises(ConfigError, match=r"engine\.kv_dtype is 8"):
+        EngineSettings(kv_dtype=8)  # type: ignore[arg-type]
 
 
 def test_engine_has_the_keys_and_defaults_of_its_settings() -> None:

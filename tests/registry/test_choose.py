@@ -218,6 +218,16 @@ def test_a_type_of_the_cache_that_is_left_open() -> None:
     assert bound("both", rounded=True, exact=True) == ("float32", "both")
 
 
+def test_the_type_of_the_cache_is_settled_once() -> None:
+    """By its own group; and the reason says why it is not the smaller one."""
+    other = kernel("rms_norm", group="other")
+    plain = BackendInfo("plain", "", (*kv("kv_write", "attention"), other), kv_layouts={"float32": "made_up:layout"})
+    found = Registry(Plugins(backends={"plain": plain}), Preference(("plain",), kv_dtype="auto"))
+    found.bind_groups([NodeView(op, "") for op in ("kv_write", "attention", "rms_norm")], rounded=True)
+    assert found.kv_dtype == "float32"
+    assert "bfloat16: kv_write: not for a KV cache of bfloat16" in found.choose(NodeView("attention", "")).reason
+
+
 def test_a_group_is_bound_for_all_sizes_at_once() -> None:
     sizes = [NodeView(op, "", dims={"T": tokens}) for tokens in (1, 64) for op in ("kv_write", "attention")]
     chosen = registry("decoder", "fast")
