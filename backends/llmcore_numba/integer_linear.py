@@ -6,6 +6,8 @@ chunks of some strips and up to 128 tokens. ``linear.int4`` is the kernel for we
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from llmcore.native.abi import (
@@ -29,10 +31,11 @@ from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.integer import integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
-from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, RECORD, ROWS
+from llmcore_numba.operands import names_of
+from llmcore_numba.packing import ALONE, COLUMNS, PACKINGS, PANEL, RECORD, ROWS, Packing
 from llmcore_numba.quantize import list_head, panel_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
+from llmcore_numba.tokens import tokens_of as tokens_of_op
 from llmcore_numba.weights import store_up_to
 
 TOKENS, BLOCKS = large_tile()
@@ -52,37 +55,61 @@ one_token = integer_tile(PACKING, 1, 1, 1)
 few_tokens = integer_tile(PACKING, FEW, BLOCKS, PANEL)
 many_tokens = integer_tile(PACKING, TOKENS, BLOCKS, PANEL)
 outliers = outlier_tile(PACKING)
+tokens_of = tokens_of_op("linear", alone=True)
 
-X, WEIGHT, BIAS, Y, M, K, N = operands_of("linear")
-ADD_X, ADD_RESIDUAL, ADD_WEIGHT, ADD_BIAS, ADD_Y, ADD_M, ADD_K, ADD_N = operands_of("linear_add")
-GATE_X, GATE, UP, GATED, GATE_M, GATE_K, GATE_F = operands_of("gate_up_swiglu")
-TOP_X, TOP_WEIGHT, IDS, TOP_M, TOP_K, TOP_N = operands_of("classifier_argmax")
-FOR_LINEAR, FOR_ADD = workspace_of("linear"), workspace_of("linear_add")
-FOR_GATE, FOR_TOP = workspace_of("gate_up_swiglu"), workspace_of("classifier_argmax")
+X = WEIGHT = BIAS = RESIDUAL = GATE = UP = Y = IDS = M = K = N = F = 0  # operands: each op has its own
 
 
 class PerPacking:
-    """One kernel for every packing, made of one template: ``kernels.int4_min``.
+    """One kernel for every packing, made of one template: ``kernels.int4_min``, and ``kernels.int4_min_alone``.
 
     Args:
-        template: ``f(operands, thread, threads)`` over the global names ``strip`` and ``NBYTES``.
+        op: what the kernels are for.
+        template: ``f(operands, thread, threads)`` over global names: ``strip``, ``NBYTES``, ``tokens_of``, and the
+            numbers of the op's operands.
     """
 
-    def __init__(self, template) -> None:
+    def __init__(self, op: str, template) -> None:
+        self.op = op
         self.template = template
 
     def __getattr__(self, name: str) -> NativeFunction:
-        packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
+        packing = next((packing for packing in PACKINGS.values() if packing.name == name.removesuffix(ALONE)), None)
         if packing is None:
-            raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
-        few, many = (integer_tile(packing, tokens, BLOCKS, PANEL) for tokens in (FEW, TOKENS))
-        tiles = {"one_token": integer_tile(packing, 1, 1, 1), "few_tokens": few, "many_tokens": many}
-        tiles["outliers"] = outlier_tile(packing)
-        own_strip = inlined(specialised(_strip, f"strip_{name}", **tiles))
-        constants = {"NBYTES": packing.nbytes, "strip": own_strip}
-        kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", **constants))
+            raise AttributeError(f"{self.op} has no kernel for {name}")
+        constants = {**names_of(self.op), **parts_for(self.op, packing, alone=name.endswith(ALONE))}
+        kernel = native_kernel(specialised(self.template, f"{self.op}_{name}", **constants))
         setattr(self, name, kernel)
         return kernel
+
+
+def parts_for(op: str, packing: Packing, *, alone: bool) -> dict[str, Any]:
+    """What a kernel of ``op`` is made of, by global names; ``alone``: for one token that nobody has quantized yet."""
+    tiles = {"one_token": integer_tile(packing, 1, 1, 1), "outliers": outlier_tile(packing)}
+    by_one = inlined(specialised(_strip_for_one, f"strip_{packing.name}_for_one", **tiles))
+    tiles["few_tokens"], tiles["many_tokens"] = (integer_tile(packing, n, BLOCKS, PANEL) for n in (FEW, TOKENS))
+    by_any = inlined(specialised(_strip, f"strip_{packing.name}", **tiles, strip_for_one=by_one))
+    strip = by_one if alone else by_any
+    return {"NBYTES": packing.nbytes, "strip": strip, "tokens_of": tokens_of_op(op, alone=alone)}
+
+
+def _strip_for_one(weights, to_next, groups, tokens, token, end, ahead, out):
+    """:func:`_strip` for a token that comes alone, and has a panel of its own.
+
+    Memory takes the time: it is read in order, and the outliers' columns are in the cache afterwards.
+    """
+    for i in range(0, 2 * STRIP * 4, 64):
+        store(out + i, zeros())
+    one_token(weights, 0, groups, tokens, AHEAD, out)
+    if to_next:
+        one_token(weights + to_next, 0, groups, tokens, AHEAD, out + 64)
+    extra = out + STRIP * 4
+    outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, extra)
+    store(out, load(out) + load(extra))
+    store(out + 64, load(out + 64) + load(extra + 64))
+
+
+strip_for_one = inlined(_strip_for_one)
 
 
 def _strip(weights, to_next, groups, tokens, token, end, ahead, out):
@@ -92,17 +119,11 @@ def _strip(weights, to_next, groups, tokens, token, end, ahead, out):
     ``end`` is behind the last token; those behind it in the last panel are computed too. ``ahead`` bytes further on are
     the weights that this thread will probably need next; 0 if they have been asked for.
     """
+    if end == 1:
+        strip_for_one(weights, to_next, groups, tokens, token, end, ahead, out)
+        return
     for i in range(0, TOKENS * STRIP * 4, 64):
         store(out + i, zeros())
-    if end == 1:  # memory takes the time: it is read in order, the outliers' columns are in the cache afterwards
-        one_token(weights, 0, groups, tokens, AHEAD, out)
-        if to_next:
-            one_token(weights + to_next, 0, groups, tokens, AHEAD, out + 64)
-        extra = out + STRIP * 4
-        outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, extra)
-        store(out, load(out) + load(extra))
-        store(out + 64, load(out + 64) + load(extra + 64))
-        return
     place, some = token % PANEL, min(TOKENS, end - token)
     panel = tokens + token // PANEL * panel_bytes(groups * COLUMNS, PANEL)
     outliers(weights, to_next, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
@@ -159,13 +180,16 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
 
 
 @inlined
-def multiply(strip, nbytes, operands, thread, threads, tokens, weight, bias, residual, y, rows, inner, outer):
-    """``y = residual + x @ weight.T + bias`` for quantized ``tokens``; ``bias`` and ``residual`` may be 0."""
+def multiply(
+    strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer
+):
+    """``y = residual + x @ weight.T + bias`` for quantized tokens; ``bias`` and ``residual`` may be 0."""
     out, strips = scratch(operands, thread), (outer + STRIP - 1) // STRIP
     some, step = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * nbytes), step_of(rows, threads)
     across = (strips + some - 1) // some
-    chunk = claim(operands)
-    while chunk < chunks_of(rows, strips, some):
+    chunks, chunk = chunks_of(rows, strips, some), claim(operands)
+    tokens = tokens_of(operands, thread) if chunk < chunks else 0
+    while chunk < chunks:
         first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
         for at in range(first * STRIP, min((first + some) * STRIP, outer), STRIP):
@@ -173,31 +197,29 @@ def multiply(strip, nbytes, operands, thread, threads, tokens, weight, bias, res
         chunk = claim(operands)
 
 
-@PerPacking
-def linear(operands, thread, threads):
+def _linear(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
-    tokens, weight, bias = tensor(operands, FOR_LINEAR), tensor(operands, WEIGHT), tensor(operands, BIAS)
-    multiply(strip, NBYTES, operands, thread, threads, tokens, weight, bias, 0, tensor(operands, Y), rows, inner, outer)
+    weight, bias, y = tensor(operands, WEIGHT), tensor(operands, BIAS), tensor(operands, Y)
+    multiply(strip, NBYTES, tokens_of, operands, thread, threads, weight, bias, 0, y, rows, inner, outer)
 
 
-@PerPacking
-def linear_add(operands, thread, threads):
-    rows, inner, outer = dim(operands, ADD_M), dim(operands, ADD_K), dim(operands, ADD_N)
-    tokens, weight, bias = tensor(operands, FOR_ADD), tensor(operands, ADD_WEIGHT), tensor(operands, ADD_BIAS)
-    residual, y = tensor(operands, ADD_RESIDUAL), tensor(operands, ADD_Y)
-    multiply(strip, NBYTES, operands, thread, threads, tokens, weight, bias, residual, y, rows, inner, outer)
+def _linear_add(operands, thread, threads):
+    rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
+    weight, bias, y = tensor(operands, WEIGHT), tensor(operands, BIAS), tensor(operands, Y)
+    residual = tensor(operands, RESIDUAL)
+    multiply(strip, NBYTES, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer)
 
 
-@PerPacking
-def gate_up_swiglu(operands, thread, threads):
-    rows, inner, outer = dim(operands, GATE_M), dim(operands, GATE_K), dim(operands, GATE_F)
-    tokens, y, out = tensor(operands, FOR_GATE), tensor(operands, GATED), scratch(operands, thread)
+def _gate_up_swiglu(operands, thread, threads):
+    rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, F)
+    y, out = tensor(operands, Y), scratch(operands, thread)
     gate, to_up, groups = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE), inner // COLUMNS
     row_bytes, strips = groups * NBYTES, (outer + ROWS - 1) // ROWS
     some = strips_per_chunk(rows, strips, 2 * row_bytes)
     across = (strips + some - 1) // some
-    chunk = claim(operands)
-    while chunk < chunks_of(rows, strips, some):
+    chunks, chunk = chunks_of(rows, strips, some), claim(operands)
+    tokens = tokens_of(operands, thread) if chunk < chunks else 0
+    while chunk < chunks:
         first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
         for block in range(first, min(first + some, strips)):
@@ -211,10 +233,9 @@ def gate_up_swiglu(operands, thread, threads):
         chunk = claim(operands)
 
 
-@PerPacking
-def classifier_argmax(operands, thread, _threads):
-    rows, inner, outer = dim(operands, TOP_M), dim(operands, TOP_K), dim(operands, TOP_N)
-    tokens, weight, out = tensor(operands, FOR_TOP), tensor(operands, TOP_WEIGHT), scratch(operands, thread)
+def _classifier_argmax(operands, thread, _threads):
+    rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
+    weight, out = tensor(operands, WEIGHT), scratch(operands, thread)
     groups = inner // COLUMNS
     row_bytes, strips = groups * NBYTES, (outer + STRIP - 1) // STRIP
     slots = scratch(operands, 0) + SHARED
@@ -222,6 +243,7 @@ def classifier_argmax(operands, thread, _threads):
     some = max(strips_per_chunk(1, strips, 2 * row_bytes), (strips + most_chunks - 1) // most_chunks)
     chunks = (strips + some - 1) // some if rows else 0
     chunk = claim(operands)
+    tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
         mine = slots + chunk * rows * 8
         for token in range(rows):
@@ -238,3 +260,10 @@ def classifier_argmax(operands, thread, _threads):
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
         chunk = claim(operands)
+
+
+linear = PerPacking("linear", _linear)
+linear_add = PerPacking("linear_add", _linear_add)
+gate_up_swiglu = PerPacking("gate_up_swiglu", _gate_up_swiglu)
+rms_norm_gate_up_swiglu = PerPacking("rms_norm_gate_up_swiglu", _gate_up_swiglu)
+classifier_argmax = PerPacking("classifier_argmax", _classifier_argmax)

@@ -1,13 +1,25 @@
-"""qkv_rope_kv_write on packed integer weights, in three stages.
+"""qkv_rope_kv_write on packed integer weights, with or without the norm before it.
 
-Tokens are quantized (:mod:`llmcore_numba.quantize`); they are multiplied with all three weights as if these were one
-matrix; then heads are normed and turned, and keys and values go to the cache. Keys and values wait for that behind the
-quantized tokens in the workspace, queries where they will stay.
+For any number of tokens there are three stages. Tokens are quantized (:mod:`llmcore_numba.tokens`); they are multiplied
+with all three weights as if these were one matrix; then heads are normed and turned, and keys and values go to the
+cache. Keys and values wait for that behind the quantized tokens in the workspace, queries where they will stay.
+
+For one token all of it is one stage: a chunk is a head, and whoever makes it turns and writes it.
 """
 
 from __future__ import annotations
 
-from llmcore.native.abi import claim, dim, f64_attr, i64_attr, inlined, load_i32, scratch, tensor
+from llmcore.native.abi import (
+    claim,
+    dim,
+    f64_attr,
+    i64_attr,
+    inlined,
+    load_i32,
+    scratch,
+    specialised,
+    tensor,
+)
 from llmcore_numba.integer_linear import (
     NBYTES,
     STRIP,
@@ -15,42 +27,40 @@ from llmcore_numba.integer_linear import (
     PerPacking,
     chunks_of,
     multiply_strip,
+    parts_for,
     step_of,
     strip,
     strips_per_chunk,
+    tokens_of,
 )
 from llmcore_numba.kv_pages import PerKVType
-from llmcore_numba.kv_write import tokens_per_chunk, write_token
-from llmcore_numba.operands import operands_of, workspace_of
-from llmcore_numba.packing import COLUMNS
+from llmcore_numba.kv_write import tokens_per_chunk, write_head, write_token
+from llmcore_numba.operands import names_of
+from llmcore_numba.packing import ALONE, COLUMNS, PACKINGS
 from llmcore_numba.quantize import quantized_bytes
 from llmcore_numba.rms_norm import normalise
 from llmcore_numba.rope import rotate_heads
 
-OP = "qkv_rope_kv_write"
-X, POSITIONS, SLOTS, WQ, WK, WV, BQ, BK, BV, NQ, NK, COS, SIN, KV, Q, *_DIMS_AND_ATTRS = operands_of(OP)
-T, K, D, G, _C, _P, F, HEAD_DIM, PAGE_SIZE, INTERLEAVED, EPS = _DIMS_AND_ATTRS
-TOKENS = workspace_of(OP)
+X = POSITIONS = SLOTS = WQ = WK = WV = BQ = BK = BV = NQ = NK = COS = SIN = KV = Q = 0  # operands: each op has its own
+T = K = D = G = F = HEAD_DIM = PAGE_SIZE = INTERLEAVED = EPS = WORKSPACE = 0
 ELEMENTS = None  # each kernel's own
 
 
 @inlined
-def keys_of(operands):
+def keys_of(workspace, tokens, inner):
     """Where the keys wait; the values are behind them."""
-    return tensor(operands, TOKENS) + quantized_bytes(dim(operands, T), dim(operands, K))
+    return workspace + quantized_bytes(tokens, inner)
 
 
-@PerPacking
-def project(operands, thread, threads):
+def _project(operands, thread, threads):
     rows, inner, wide, narrow = dim(operands, T), dim(operands, K), dim(operands, D), dim(operands, G)
-    tokens, out = tensor(operands, TOKENS), scratch(operands, thread)
-    keys = keys_of(operands)
+    out, keys = scratch(operands, thread), keys_of(tensor(operands, WORKSPACE), rows, inner)
     first_k = (wide + STRIP - 1) // STRIP
     first_v = first_k + (narrow + STRIP - 1) // STRIP
     strips = 2 * first_v - first_k
     some, step = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * NBYTES), step_of(rows, threads)
     across = (strips + some - 1) // some
-    chunk = claim(operands)
+    tokens, chunk = tokens_of(operands, thread), claim(operands)
     while chunk < chunks_of(rows, strips, some):
         first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
         for index in range(first, min(first + some, strips)):
@@ -66,32 +76,98 @@ def project(operands, thread, threads):
 
 
 @inlined
-def norm_heads(x, weight, width, head_dim, eps):
-    """Norms each head of a token in place."""
+def turn(x, norm, cos, sin, width, head_dim, pairs, interleaved, eps):
+    """Norms the heads of a token in place, if there is a ``norm``, and turns them."""
     head = 0
-    while head < width * 4:
-        normalise(x + head, weight, x + head, head_dim, eps)
+    while norm and head < width * 4:
+        normalise(x + head, norm, x + head, head_dim, eps)
         head += head_dim * 4
+    rotate_heads(x, x, cos, sin, width, head_dim, pairs, interleaved)
 
 
-@PerKVType
-def qkv_rope_kv_write(operands, thread, _threads):
+def _turn_and_write(operands, thread, _threads):
     tokens, wide, narrow, pairs = dim(operands, T), dim(operands, D), dim(operands, G), dim(operands, F)
     head_dim, interleaved = i64_attr(operands, HEAD_DIM), i64_attr(operands, INTERLEAVED)
-    keys, eps = keys_of(operands), f64_attr(operands, EPS)
-    cos, sin, slots, kv = tensor(operands, COS), tensor(operands, SIN), tensor(operands, SLOTS), tensor(operands, KV)
+    keys, eps = keys_of(tensor(operands, WORKSPACE), tokens, dim(operands, K)), f64_attr(operands, EPS)
+    slots, kv = tensor(operands, SLOTS), tensor(operands, KV)
+    norm_q, norm_k = tensor(operands, NQ), tensor(operands, NK)
     page_size, work, values = i64_attr(operands, PAGE_SIZE), scratch(operands, thread), tokens * narrow * 4
     chunk = tokens_per_chunk(tokens)
     first = claim(operands) * chunk
     while first < tokens:
         for token in range(first, min(first + chunk, tokens)):
             q, k = tensor(operands, Q) + token * wide * 4, keys + token * narrow * 4
-            if tensor(operands, NQ):
-                norm_heads(q, tensor(operands, NQ), wide, head_dim, eps)
-                norm_heads(k, tensor(operands, NK), narrow, head_dim, eps)
             angle = load_i32(tensor(operands, POSITIONS) + token * 4) * pairs * 4
-            rotate_heads(q, q, cos + angle, sin + angle, wide, head_dim, pairs, interleaved)
-            rotate_heads(k, k, cos + angle, sin + angle, narrow, head_dim, pairs, interleaved)
+            cos, sin = tensor(operands, COS) + angle, tensor(operands, SIN) + angle
+            turn(q, norm_q, cos, sin, wide, head_dim, pairs, interleaved, eps)
+            turn(k, norm_k, cos, sin, narrow, head_dim, pairs, interleaved, eps)
             slot = load_i32(slots + token * 4)
             write_token(ELEMENTS, k, k + values, slot, kv, narrow, head_dim, page_size, work)
         first = claim(operands) * chunk
+
+
+def _alone(operands, thread, _threads):
+    inner, pairs, head_dim = dim(operands, K), dim(operands, F), i64_attr(operands, HEAD_DIM)
+    q_heads, kv_heads = dim(operands, D) // head_dim, dim(operands, G) // head_dim
+    page_size, interleaved, eps = i64_attr(operands, PAGE_SIZE), i64_attr(operands, INTERLEAVED), f64_attr(operands, EPS)
+    out = scratch(operands, thread)
+    own = tensor(operands, WORKSPACE)
+    heads = (q_heads + 2 * kv_heads) * dim(operands, T)
+    head = claim(operands)
+    tokens = tokens_of(operands, thread) if head < heads else 0
+    while head < heads:
+        weight, bias, norm, y, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, NQ), tensor(operands, Q), head
+        kind = 0
+        if head >= q_heads + kv_heads:
+            weight, bias, norm, y, at = tensor(operands, WV), tensor(operands, BV), 0, own + kv_heads * head_dim * 4, head - q_heads - kv_heads
+            kind = 2
+        elif head >= q_heads:
+            weight, bias, norm, y, at = tensor(operands, WK), tensor(operands, BK), tensor(operands, NK), own, head - q_heads
+            kind = 1
+        end = (at + 1) * head_dim
+        for row in range(at * head_dim, end, STRIP):
+            multiply_strip(strip, NBYTES, tokens, 0, 1, row, weight, bias, 0, y, inner, end, 1, out)
+        y += at * head_dim * 4
+        if kind < 2:
+            angle = load_i32(tensor(operands, POSITIONS)) * pairs * 4
+            cos, sin = tensor(operands, COS) + angle, tensor(operands, SIN) + angle
+            turn(y, norm, cos, sin, head_dim, head_dim, pairs, interleaved, eps)
+        if kind:
+            slot = load_i32(tensor(operands, SLOTS))
+            write_head(ELEMENTS, y, kind - 1, slot, tensor(operands, KV), kv_heads, at, head_dim, page_size, out)
+        head = claim(operands)
+
+
+class Stages:
+    """``kernels.qkv_rope_kv_write``: a stage's kernels for that op, as ``make(op)`` has them."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+
+    def __getattr__(self, op: str):
+        made = self.make(op)
+        setattr(self, op, made)
+        return made
+
+class Alone:
+    """``kernels.int4.bfloat16``: one kernel for every packing and element type of the cache."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def __getattr__(self, name: str):
+        packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
+        if packing is None:
+            raise AttributeError(f"{self.op} has no kernel for {name}")
+        parts = {**names_of(self.op), **parts_for(self.op, packing, alone=True)}
+        kernels = PerKVType(specialised(_alone, f"{self.op}_{name}{ALONE}", **parts))
+        setattr(self, name, kernels)
+        return kernels
+
+
+qkv_rope_kv_write = PerKVType(specialised(_turn_and_write, "qkv_rope_kv_write", **names_of("qkv_rope_kv_write")))
+rms_norm_qkv_rope_kv_write = PerKVType(
+    specialised(_turn_and_write, "rms_norm_qkv_rope_kv_write", **names_of("rms_norm_qkv_rope_kv_write"))
+)
+project = Stages(lambda op: PerPacking(op, _project))
+alone = Stages(Alone)

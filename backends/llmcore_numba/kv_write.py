@@ -14,21 +14,28 @@ ELEMENTS = None  # each kernel's own
 
 
 @inlined
-def write_token(elements, k, v, slot, kv, width, head_dim, page_size, work):
-    """One token's keys and values, ``width`` float32 at ``k`` and ``v``, to ``slot`` of the cache."""
-    pitch, heads = padded(head_dim), width // head_dim
+def write_head(elements, x, values, slot, kv, heads, head, head_dim, page_size, work):
+    """One token's key of a head, ``head_dim`` float32 at ``x``, to ``slot`` of the cache; ``values``: its value."""
+    pitch, page, at = padded(head_dim), slot // page_size, slot % page_size
     block = pitch * elements.column_bytes
     half = blocks_in(page_size) * block
-    page, at = slot // page_size, slot % page_size
+    place = kv + (page * heads + head) * 2 * half + at // 16 * block
+    gather(x, work, head_dim, np.float32(1.0))
+    for unit in range((head_dim + UNIT - 1) // UNIT):
+        if values:
+            elements.write_values(work + unit * UNIT * 4, place + half, unit, at % 16, pitch)
+        else:
+            elements.write_keys(work + unit * UNIT * 4, place, unit, at % 16)
+
+
+@inlined
+def write_token(elements, k, v, slot, kv, width, head_dim, page_size, work):
+    """One token's keys and values, ``width`` float32 at ``k`` and ``v``, to ``slot`` of the cache."""
+    heads = width // head_dim
     for head in range(heads):
-        keys = kv + (page * heads + head) * 2 * half + at // 16 * block
         source = head * head_dim * 4
-        gather(k + source, work, head_dim, np.float32(1.0))
-        for unit in range((head_dim + UNIT - 1) // UNIT):
-            elements.write_keys(work + unit * UNIT * 4, keys, unit, at % 16)
-        gather(v + source, work, head_dim, np.float32(1.0))
-        for unit in range((head_dim + UNIT - 1) // UNIT):
-            elements.write_values(work + unit * UNIT * 4, keys + half, unit, at % 16, pitch)
+        write_head(elements, k + source, 0, slot, kv, heads, head, head_dim, page_size, work)
+        write_head(elements, v + source, 1, slot, kv, heads, head, head_dim, page_size, work)
 
 
 @inlined

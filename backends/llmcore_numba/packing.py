@@ -72,11 +72,15 @@ LISTED = 4  # tokens whose outliers are listed together, column by column, since
 ENTRY, FOR_TOKEN = 8, 3  # bytes of an outlier; bits of its token, below those of its column
 FEWEST_MEANS = 4  # no more than a quarter of a token's elements are so many means large
 
+ALONE = "_alone"  # the end of the name of a kernel for one token
+
 OUTLIER = {
     "qkv_rope_kv_write": 8.0,
+    "rms_norm_qkv_rope_kv_write": 8.0,
     "linear": 6.0,
     "linear_add": 12.0,
     "gate_up_swiglu": 8.0,
+    "rms_norm_gate_up_swiglu": 8.0,
     "classifier_argmax": 6.0,  # as linear: greedy ids are those of the logits
 }
 """Op that runs on packed weights → from which size on, in means of its token, an element is an outlier.

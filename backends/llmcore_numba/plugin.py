@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
 from llmcore_numba.float_packing import FLOAT_OPS, FLOAT_PACKINGS
-from llmcore_numba.packing import OUTLIER, PACKINGS
+from llmcore_numba.packing import ALONE, OUTLIER, PACKINGS
 
 PLAIN = {
     "rms_norm": "rms_norm",
@@ -36,7 +36,8 @@ PER_FORMAT = {
 CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache, each in a file of its own."""
 
-QKV = "qkv_rope_kv_write"
+QKV = ("qkv_rope_kv_write", "rms_norm_qkv_rope_kv_write")
+NORMED = tuple(op for op in OUTLIER if op.startswith("rms_norm_"))
 
 KV_LAYOUTS = {
     "float32": "llmcore_numba.kv_layout:FLOAT32",
@@ -84,39 +85,45 @@ def _attention_by_pairs() -> KernelInfo:
     return replace(kernel, target=f"{kernel.target}_pairs", supported=supported, exact=False)
 
 
-def _integer(op: str, name: str) -> KernelInfo:
-    """``op`` on weights of format ``name`` that are packed, and activations that are quantized."""
+def _integer(op: str, name: str) -> tuple[KernelInfo, KernelInfo]:
+    """``op`` on packed weights of format ``name`` and activations that are quantized: for one token, for any."""
     packing = PACKINGS[name]
-    return KernelInfo(
+    supported = "few_enough_tokens" if op == "classifier_argmax" else "normed_tokens_fit" if op in NORMED else ""
+    kernel = KernelInfo(
         op,
         f"llmcore_numba.integer_linear:{op}.{packing.name}",
         abi="native",
         formats=(name,),
-        supported="llmcore_numba.scratch:few_enough_tokens" if op == "classifier_argmax" else "",
+        supported=supported and f"llmcore_numba.scratch:{supported}",
         pack="llmcore_numba.packed:pack",
         layout=packing.layout,
-        before=(f"llmcore_numba.quantize:quantize.{op}",),
+        before=(f"llmcore_numba.tokens:quantized.{op}",),
         workspace="llmcore_numba.scratch:quantized_tokens",
         exact=False,
     )
+    alone = replace(kernel, target=kernel.target + ALONE, supported="llmcore_numba.scratch:comes_alone", before=())
+    return replace(alone, workspace=""), kernel
 
 
-def _projections(name: str, kv_dtype: str) -> KernelInfo:
-    """The fused op before attention, on packed weights of format ``name``."""
+def _projections(op: str, name: str, kv_dtype: str) -> tuple[KernelInfo, KernelInfo]:
+    """The fused op before attention, on packed weights of format ``name``: for one token, for any."""
     packing = PACKINGS[name]
-    return KernelInfo(
-        QKV,
-        f"llmcore_numba.integer_qkv:{QKV}.{kv_dtype}",
+    kernel = KernelInfo(
+        op,
+        f"llmcore_numba.integer_qkv:{op}.{kv_dtype}",
         abi="native",
         formats=(name,),
+        supported="llmcore_numba.scratch:normed_tokens_fit" if op in NORMED else "",
         pack="llmcore_numba.packed:pack",
         layout=packing.layout,
-        before=(f"llmcore_numba.quantize:quantize.{QKV}", f"llmcore_numba.integer_qkv:project.{packing.name}"),
+        before=(f"llmcore_numba.tokens:quantized.{op}", f"llmcore_numba.integer_qkv:project.{op}.{packing.name}"),
         workspace="llmcore_numba.scratch:projections",
         exact=False,
         group="kv",
         kv_dtypes=(kv_dtype,),
     )
+    target = f"llmcore_numba.integer_qkv:alone.{op}.{packing.name}.{kv_dtype}"
+    return replace(kernel, target=target, supported="llmcore_numba.scratch:head_comes_alone", before=()), kernel
 
 
 def _float(op: str, name: str, *, rounded: bool = False) -> KernelInfo:
@@ -152,8 +159,10 @@ def _kernels() -> tuple[KernelInfo, ...]:
     ]
     floats = [_float(op, "BF16", rounded=True) for op in FLOAT_OPS]
     floats += [_float(op, name) for op in FLOAT_OPS for name in FLOAT_PACKINGS]
-    integer = [_integer(op, name) for op in OUTLIER if op != QKV for name in PACKINGS]
-    projections = [_projections(name, kv_dtype) for name in PACKINGS for kv_dtype in KV_LAYOUTS]
+    integer = [each for op in OUTLIER if op not in QKV for name in PACKINGS for each in _integer(op, name)]
+    projections = [
+        each for op in QKV for name in PACKINGS for kv_dtype in KV_LAYOUTS for each in _projections(op, name, kv_dtype)
+    ]
     cache = [_attention_by_pairs(), *(_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS)]
     return (*plain, *projections, *integer, *floats, *weighted, *cache)
 

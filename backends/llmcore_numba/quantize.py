@@ -14,19 +14,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from llmcore import ops
 from llmcore.native.abi import (
-    NativeFunction,
-    claim,
-    dim,
     inlined,
     load_f32,
-    native_kernel,
-    scratch,
     specialised,
     store_f32,
     store_i32,
-    tensor,
 )
 from llmcore.native.memory import WORD, emits, pointer
 from llmcore.native.vector import (
@@ -43,7 +36,6 @@ from llmcore.native.vector import (
     zeros,
 )
 from llmcore_numba import packing
-from llmcore_numba.operands import operands_of, workspace_of
 from llmcore_numba.packing import (
     CODES,
     COLUMNS,
@@ -170,6 +162,9 @@ panel_bytes = inlined(specialised(packing.panel_bytes, "panel_bytes", list_head=
 quantized_bytes = inlined(specialised(packing.quantized_bytes, "quantized_bytes", panel_bytes=panel_bytes))
 
 
+OUTLIER_MEANS = np.float32(8.0)  # each op has its own
+
+
 def _limits(x, limits, inner):
     """What makes an element of the token at ``x`` an outlier, and its flaw, to ``limits``."""
     sizes = zeros()
@@ -178,6 +173,11 @@ def _limits(x, limits, inner):
     size = total(sizes)
     store_f32(limits, size * OUTLIER_MEANS / np.float32(inner))
     store_f32(limits + 4, size * np.float32(0))
+
+
+def limits_for(op: str) -> Callable[..., None]:
+    """``limits_of(x, limits, inner)`` with the bound that tokens of ``op`` have."""
+    return inlined(specialised(_limits, f"limits_{op}", OUTLIER_MEANS=np.float32(OUTLIER[op])))
 
 
 @inlined
@@ -202,38 +202,3 @@ def quantize_panel(limits_of, x, out, first, last, inner, panel, work):
                     entries = quantize_group_in_panel(source, which, record + token * 4, entries, limit, flaw)
         store_i32(outliers + (listed // LISTED + 1) * 4, (entries - begin) // ENTRY)
 
-
-X = M = K = WORKSPACE = 0  # operands: each op has its own
-OUTLIER_MEANS = np.float32(8.0)
-limits_of = inlined(_limits)
-
-
-def _quantize(operands, thread, _threads):
-    tokens, inner = dim(operands, M), dim(operands, K)
-    x, out, work = tensor(operands, X), tensor(operands, WORKSPACE), scratch(operands, thread)
-    panel = PANEL if tokens > 1 else 1
-    first = claim(operands) * panel
-    while first < tokens:
-        to = out + first // panel * panel_bytes(inner, panel)
-        quantize_panel(limits_of, x, to, first, tokens - 1, inner, panel, work)
-        first = claim(operands) * panel
-
-
-class PerOp:
-    """``kernels.linear`` quantizes the first input of ``linear``, ``x: act[M, K]``, into the workspace."""
-
-    def __getattr__(self, op: str) -> NativeFunction:
-        if op not in OUTLIER:
-            raise AttributeError(op)
-        spec, numbers = ops.get(op), operands_of(op)
-        names = [*(param.name for param in spec.params), *spec.dims, *spec.attrs]
-        wanted = {"X": "x", "M": spec.params[0].dims[0], "K": "K"}  # tokens are M or T
-        found = {letter: numbers[names.index(name)] for letter, name in wanted.items()}
-        limits = inlined(specialised(_limits, "limits_of", OUTLIER_MEANS=np.float32(OUTLIER[op])))
-        constants = {**found, "WORKSPACE": workspace_of(op), "limits_of": limits}
-        kernel = native_kernel(specialised(_quantize, f"quantize_{op}", **constants))
-        setattr(self, op, kernel)
-        return kernel
-
-
-quantize = PerOp()

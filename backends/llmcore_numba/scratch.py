@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
 from llmcore_numba.kv_layout import BLOCK, padded
-from llmcore_numba.packing import quantized_bytes
+from llmcore_numba.packing import PANEL, quantized_bytes
 
 SHARED_BYTES = 256 << 10
 SHARED = SCRATCH_BYTES - SHARED_BYTES
@@ -16,6 +16,12 @@ FOR_ROWS = SHARED - (64 << 10)
 
 LONGEST_ROW = FOR_ROWS // 8 & ~15  # in float32; gate_up_swiglu unpacks two at a time
 MOST_TOKENS = SHARED_BYTES // 8  # of classifier_argmax: a value and an index for each, at least
+
+OWN_TOKEN = 4096  # where a thread quantizes a token for itself: behind the results of a strip
+
+LONGEST_NORMED = (SHARED - 4096) // (4 * PANEL) & ~31
+LONGEST_ALONE = (SHARED - OWN_TOKEN - 4096) // 8 & ~31  # float32, codes, and a list of a quarter of it
+HEAD_ROWS = 16
 
 ROWS = 48  # query rows of a chunk of attention
 PART_BLOCKS = 16  # of 16 positions that attention sums by themselves
@@ -33,6 +39,26 @@ def few_enough_tokens(node: NodeView) -> str | None:
     """Why ``classifier_argmax`` cannot keep a best value for each token, or None."""
     tokens = node.dims["M"]
     return f"{tokens} tokens, at most {MOST_TOKENS}" if tokens > MOST_TOKENS else None
+
+
+def normed_tokens_fit(node: NodeView) -> str | None:
+    """Why the tokens of a panel cannot be normed together, or None."""
+    length = node.dims["K"]
+    return f"tokens of {length} elements, at most {LONGEST_NORMED}" if length > LONGEST_NORMED else None
+
+
+def comes_alone(node: NodeView) -> str | None:
+    """Why a thread cannot quantize the tokens of ``node`` for itself, or None."""
+    tokens, length = node.dims.get("T", node.dims.get("M", 0)), node.dims["K"]
+    if tokens > 1:
+        return f"steps of {tokens} tokens, made for one"
+    return f"a token of {length} elements, at most {LONGEST_ALONE}" if length > LONGEST_ALONE else None
+
+
+def head_comes_alone(node: NodeView) -> str | None:
+    """Why a thread cannot make a head of ``node`` and turn it, or None."""
+    size = node.attrs["head_dim"]
+    return f"heads of {size} elements, no multiple of {HEAD_ROWS}" if size % HEAD_ROWS else comes_alone(node)
 
 
 def multiplies_pairs(_node: NodeView) -> str | None:

@@ -8,6 +8,7 @@ that is declared first gets it: a residual is best added where the other term is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,24 @@ def add_rms_norm(g: Builder, a: Any, b: Any, weight: Any, *, eps: float) -> Any:
 def gate_up_swiglu(g: Builder, x: Any, gate: Any, up: Any) -> Any:
     """The gated activation of an MLP with both of its projections."""
     return g.op("swiglu", gate=g.op("linear", x=x, weight=gate), up=g.op("linear", x=x, weight=up))
+
+
+def _normed(cases: Iterator[Case], width: str) -> Iterator[Case]:
+    """``cases`` of an op that begins with a norm of all of its ``width``, or of groups of it."""
+    for i, case in enumerate(cases):
+        groups = 2 if i % 3 == 2 and case.dims[width] % 2 == 0 else 1
+        yield replace(case, dims={**case.dims, "E": case.dims[width] // groups}, attrs={**case.attrs, "norm_eps": 1e-5})
+
+
+@fused(
+    inputs=["x: act[M, K]"],
+    weights=["norm: f32[E]", "gate: any[F, K]", "up: any[F, K]"],
+    outputs=["y: act[M, F]"],
+    cases=lambda: _normed((Case(case.dims) for case in linear_cases("M", "K", "F")), "K"),
+)
+def rms_norm_gate_up_swiglu(g: Builder, x: Any, norm: Any, gate: Any, up: Any, *, norm_eps: float) -> Any:
+    """The same with the norm before it: tokens need not be written in between."""
+    return g.op("gate_up_swiglu", x=g.op("rms_norm", x=x, weight=norm, eps=norm_eps), gate=gate, up=up)
 
 
 QKV_SHAPES = (  # T, K, heads, kv_heads, head_dim, pairs, page_size, interleaved, present
@@ -132,6 +151,57 @@ def qkv_rope_kv_write(
     k = g.op("rope", x=k, positions=positions, cos=cos, sin=sin, head_dim=head_dim, interleaved=interleaved)
     g.op("kv_write", k=k, v=v, slots=slots, kv=kv, head_dim=head_dim, page_size=page_size)
     return q
+
+
+@fused(
+    inputs=["x: act[T, K]", "positions: i32[T]", "slots: i32[T]"],
+    weights=[
+        "norm: f32[E]",
+        "wq: any[D, K]",
+        "wk: any[G, K]",
+        "wv: any[G, K]",
+        "bq?: f32[D]",
+        "bk?: f32[G]",
+        "bv?: f32[G]",
+        "nq?: f32[C]",
+        "nk?: f32[C]",
+        "cos: f32[P, F]",
+        "sin: f32[P, F]",
+    ],
+    states=["kv: state"],
+    outputs=["q: act[T, D]"],
+    cases=lambda: _normed(_qkv_cases(), "K"),
+)
+def rms_norm_qkv_rope_kv_write(
+    g: Builder,
+    x: Any,
+    positions: Any,
+    slots: Any,
+    norm: Any,
+    wq: Any,
+    wk: Any,
+    wv: Any,
+    bq: Any = None,
+    bk: Any = None,
+    bv: Any = None,
+    nq: Any = None,
+    nk: Any = None,
+    cos: Any = None,
+    sin: Any = None,
+    kv: Any = None,
+    *,
+    head_dim: int,
+    page_size: int,
+    interleaved: bool,
+    eps: float,
+    norm_eps: float,
+) -> Any:
+    """The same with the norm before it: tokens need not be written in between."""
+    x = g.op("rms_norm", x=x, weight=norm, eps=norm_eps)
+    biases, norms = {"bq": bq, "bk": bk, "bv": bv}, {"nq": nq, "nk": nk}
+    tensors = {"x": x, "positions": positions, "slots": slots, "wq": wq, "wk": wk, "wv": wv, **biases, **norms}
+    attrs = {"head_dim": head_dim, "page_size": page_size, "interleaved": interleaved, "eps": eps}
+    return g.op("qkv_rope_kv_write", **tensors, cos=cos, sin=sin, kv=kv, **attrs)
 
 
 @fused(
