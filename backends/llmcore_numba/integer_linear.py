@@ -93,7 +93,7 @@ def parts_for(op: str, packing: Packing, *, alone: bool) -> dict[str, Any]:
     return {"NBYTES": packing.nbytes, "strip": strip, "tokens_of": tokens_of_op(op, alone=alone)}
 
 
-def _strip_for_one(weights, to_next, groups, tokens, token, end, ahead, out):
+def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ahead, out):
     """:func:`_strip` for a token that comes alone, and has a panel of its own.
 
     Memory takes the time: it is read in order, and the outliers' columns are in the cache afterwards.
@@ -180,9 +180,7 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
 
 
 @inlined
-def multiply(
-    strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer
-):
+def multiply(strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized tokens; ``bias`` and ``residual`` may be 0."""
     out, strips = scratch(operands, thread), (outer + STRIP - 1) // STRIP
     some, step = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * nbytes), step_of(rows, threads)

@@ -109,33 +109,32 @@ def _turn_and_write(operands, thread, _threads):
 def _alone(operands, thread, _threads):
     inner, pairs, head_dim = dim(operands, K), dim(operands, F), i64_attr(operands, HEAD_DIM)
     q_heads, kv_heads = dim(operands, D) // head_dim, dim(operands, G) // head_dim
-    page_size, interleaved, eps = i64_attr(operands, PAGE_SIZE), i64_attr(operands, INTERLEAVED), f64_attr(operands, EPS)
-    out = scratch(operands, thread)
-    own = tensor(operands, WORKSPACE)
-    heads = (q_heads + 2 * kv_heads) * dim(operands, T)
-    head = claim(operands)
-    tokens = tokens_of(operands, thread) if head < heads else 0
-    while head < heads:
-        weight, bias, norm, y, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, NQ), tensor(operands, Q), head
-        kind = 0
-        if head >= q_heads + kv_heads:
-            weight, bias, norm, y, at = tensor(operands, WV), tensor(operands, BV), 0, own + kv_heads * head_dim * 4, head - q_heads - kv_heads
-            kind = 2
-        elif head >= q_heads:
-            weight, bias, norm, y, at = tensor(operands, WK), tensor(operands, BK), tensor(operands, NK), own, head - q_heads
-            kind = 1
-        end = (at + 1) * head_dim
-        for row in range(at * head_dim, end, STRIP):
+    page_size, interleaved = i64_attr(operands, PAGE_SIZE), i64_attr(operands, INTERLEAVED)
+    keys, eps, out = tensor(operands, WORKSPACE), f64_attr(operands, EPS), scratch(operands, thread)
+    first_k, first_v = q_heads, q_heads + kv_heads
+    heads, chunk = (first_v + kv_heads) * dim(operands, T), claim(operands)
+    tokens = tokens_of(operands, thread) if chunk < heads else 0
+    while chunk < heads:
+        weight, bias, norm = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, NQ)
+        head, y = chunk, tensor(operands, Q)
+        if chunk >= first_v:
+            weight, bias, norm = tensor(operands, WV), tensor(operands, BV), 0
+            head, y = chunk - first_v, keys + kv_heads * head_dim * 4
+        elif chunk >= first_k:
+            weight, bias, norm = tensor(operands, WK), tensor(operands, BK), tensor(operands, NK)
+            head, y = chunk - first_k, keys
+        end = (head + 1) * head_dim
+        for row in range(head * head_dim, end, STRIP):
             multiply_strip(strip, NBYTES, tokens, 0, 1, row, weight, bias, 0, y, inner, end, 1, out)
-        y += at * head_dim * 4
-        if kind < 2:
+        x = y + head * head_dim * 4
+        if chunk < first_v:
             angle = load_i32(tensor(operands, POSITIONS)) * pairs * 4
             cos, sin = tensor(operands, COS) + angle, tensor(operands, SIN) + angle
-            turn(y, norm, cos, sin, head_dim, head_dim, pairs, interleaved, eps)
-        if kind:
-            slot = load_i32(tensor(operands, SLOTS))
-            write_head(ELEMENTS, y, kind - 1, slot, tensor(operands, KV), kv_heads, at, head_dim, page_size, out)
-        head = claim(operands)
+            turn(x, norm, cos, sin, head_dim, head_dim, pairs, interleaved, eps)
+        if chunk >= first_k:
+            slot, values = load_i32(tensor(operands, SLOTS)), chunk >= first_v
+            write_head(ELEMENTS, x, values, slot, tensor(operands, KV), kv_heads, head, head_dim, page_size, out)
+        chunk = claim(operands)
 
 
 class Stages:
@@ -148,6 +147,7 @@ class Stages:
         made = self.make(op)
         setattr(self, op, made)
         return made
+
 
 class Alone:
     """``kernels.int4.bfloat16``: one kernel for every packing and element type of the cache."""

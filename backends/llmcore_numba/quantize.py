@@ -201,4 +201,3 @@ def quantize_panel(limits_of, x, out, first, last, inner, panel, work):
                 else:
                     entries = quantize_group_in_panel(source, which, record + token * 4, entries, limit, flaw)
         store_i32(outliers + (listed // LISTED + 1) * 4, (entries - begin) // ENTRY)
-

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmcore.native.abi import NativeFunction, claim, dim, f64_attr, inlined, native_kernel, scratch, specialised, tensor
+from llmcore.native.abi import (
+    NativeFunction,
+    claim,
+    dim,
+    f64_attr,
+    inlined,
+    native_kernel,
+    scratch,
+    specialised,
+    tensor,
+)
 from llmcore_numba.operands import names_of
 from llmcore_numba.packing import OUTLIER, PANEL
 from llmcore_numba.quantize import limits_for, panel_bytes, quantize_panel
@@ -21,8 +31,8 @@ HEAD = 64  # bytes of scratch memory that quantize_panel works in
 limits_of = limits_for("linear")  # each op has its own
 
 
-def _as_they_are(operands, first, last, rows):
-    """The address that tokens ``first`` … ``last`` follow by their numbers."""
+def _as_they_are(operands, _first, _last, _rows):
+    """The address that tokens ``first`` … ``last`` lie behind, each as far as its number says."""
     return tensor(operands, X)
 
 

@@ -236,6 +236,19 @@ class Eager:
         return get(name).reference(**arguments)
 
 
+class Apart:
+    """A builder that puts the parts of fused ops, and of those that are parts of these, into another builder."""
+
+    def __init__(self, builder: Builder) -> None:
+        """``builder`` gets them."""
+        self.builder = builder
+
+    def op(self, name: str, /, **arguments: Any) -> Any:
+        """Adds the parts of op ``name``, or the op itself if it is not fused."""
+        decompose = get(name).decompose
+        return self.builder.op(name, **arguments) if decompose is None else decompose(self, **arguments)
+
+
 def get(name: str) -> OpSpec:
     """The op ``name``; raises :class:`RegistryError` with near names."""
     if name not in OPS:

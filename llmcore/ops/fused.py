@@ -72,7 +72,7 @@ def _normed(cases: Iterator[Case], width: str) -> Iterator[Case]:
     cases=lambda: _normed((Case(case.dims) for case in linear_cases("M", "K", "F")), "K"),
 )
 def rms_norm_gate_up_swiglu(g: Builder, x: Any, norm: Any, gate: Any, up: Any, *, norm_eps: float) -> Any:
-    """The same with the norm before it: tokens need not be written in between."""
+    """``gate_up_swiglu`` of tokens that are normed first: they need not be written in between."""
     return g.op("gate_up_swiglu", x=g.op("rms_norm", x=x, weight=norm, eps=norm_eps), gate=gate, up=up)
 
 
@@ -196,7 +196,7 @@ def rms_norm_qkv_rope_kv_write(
     eps: float,
     norm_eps: float,
 ) -> Any:
-    """The same with the norm before it: tokens need not be written in between."""
+    """``qkv_rope_kv_write`` of tokens that are normed first: they need not be written in between."""
     x = g.op("rms_norm", x=x, weight=norm, eps=norm_eps)
     biases, norms = {"bq": bq, "bk": bk, "bv": bv}, {"nq": nq, "nk": nk}
     tensors = {"x": x, "positions": positions, "slots": slots, "wq": wq, "wk": wk, "wv": wv, **biases, **norms}

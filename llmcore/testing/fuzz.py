@@ -165,7 +165,7 @@ class Calls:
         values = make_values(spec, case, formats, check.dtype, seed)
         if "wk" in values.stored:  # keys of about 1: a softmax of large scores is a choice that roundings make
             keys = values.stored["wk"].dequantize().std() * case.dims["K"] ** 0.5
-            values.arrays["x"] /= max(keys, np.float32(1e-6))
+            values.arrays["norm" if "norm" in values.arrays else "x"] /= max(keys, np.float32(1e-6))
         check_values(check.kernel, self.backend, case, values, setting, slack=_slack(check, spec))
 
     def _draw(self, rng: np.random.Generator) -> Check:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcore.ops import Case, Eager, OpSpec
+from llmcore.ops import Apart, Case, Eager, OpSpec
 from llmcore.registry.operand import as_torch
 from llmcore.testing.buffers import Array, dtype_of
 from llmcore.weights.formats import TensorFormat, tensor_format
@@ -112,11 +112,8 @@ def expected(spec: OpSpec, values: Values, attrs: Mapping[str, Any]) -> dict[str
 def expected_writes(spec: OpSpec, values: Values, attrs: Mapping[str, Any]) -> tuple[dict[str, Array], Array, Array]:
     """The outputs of an op that writes keys and values, and the ``[T, G]`` keys and values that it writes."""
     recorder = _Recorder()
-    if spec.decompose is None:
-        recorder.op(spec.name, **_tensors(values))
-        return {}, *recorder.written
-    result = spec.decompose(recorder, **_tensors(values), **attrs)
-    return _outputs(spec, result), *recorder.written
+    result = Apart(recorder).op(spec.name, **_tensors(values), **attrs)
+    return _outputs(spec, result) if spec.outputs else {}, *recorder.written
 
 
 class _Recorder(Eager):

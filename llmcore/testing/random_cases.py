@@ -7,6 +7,7 @@ cases.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -158,6 +159,14 @@ def _projections(rng: Rng, block: int) -> Case:
     )
 
 
+def _normed(make: Callable[[Rng, int], Case], rng: Rng, block: int) -> Case:
+    """A case of ``make`` whose tokens are normed first, whole or in groups."""
+    case = make(rng, block)
+    groups = _one(rng, tuple(n for n in (1, 1, 1, 2, 3, 4) if case.dims["K"] % n == 0))
+    dims = {**case.dims, "E": case.dims["K"] // groups}
+    return replace(case, dims=dims, attrs={**case.attrs, "norm_eps": float(_one(rng, (1e-6, 1e-5)))})
+
+
 def _attention(rng: Rng, _block: int) -> Case:
     kv_heads, group, head_dim = _heads(rng)
     page_size = int(_one(rng, PAGE_SIZES))
@@ -187,9 +196,11 @@ MAKERS: Mapping[str, Callable[[Rng, int], Case]] = {
     "linear": partial(_linear, "MKN", True),
     "linear_add": partial(_linear, "MKN", True),
     "gate_up_swiglu": partial(_linear, "MKF", False),
+    "rms_norm_gate_up_swiglu": partial(_normed, partial(_linear, "MKF", False)),
     "classifier_argmax": partial(_linear, "MKN", False),
     "kv_write": _kv_write,
     "qkv_rope_kv_write": _projections,
+    "rms_norm_qkv_rope_kv_write": partial(_normed, _projections),
     "attention": _attention,
     "argmax": _argmax,
     "softmax": _softmax,

@@ -11,6 +11,7 @@ from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
 from llmcore.testing.invoke import Machine, Setting, execute
 from llmcore.testing.operands import Values, make_values, random_weight, stored
+from llmcore.testing.state import Cache, Heads
 from llmcore.weights.formats import FORMATS
 from llmcore_numba.packed import Array, pack
 from llmcore_numba.packing import COLUMNS, OUTLIER, PACKINGS, ROWS, Packing
@@ -61,8 +62,13 @@ def test_packing_keeps_every_weight(name: str, rows: int, groups: int) -> None:
     assert not weights[rows:].any()
 
 
-def _kernel(op: str, name: str) -> KernelInfo:
-    return next(k for k in BACKEND.kernels if k.op == op and k.formats == (name,) and not k.exact)
+def _kernel(op: str, name: str, tokens: int, kv_dtype: str = "") -> KernelInfo:
+    """What is bound for steps of so many tokens."""
+    fitting = [kernel for kernel in BACKEND.kernels if kernel.op == op and kernel.formats == (name,)]
+    alone, general = (
+        kernel for kernel in fitting if not kernel.exact and (kv_dtype in kernel.kv_dtypes or not kv_dtype)
+    )
+    return general if tokens > 1 else alone
 
 
 def _results(x: Array, op: str = "linear", name: str = "Q8_0", rows: int = 16) -> tuple[Array, Array]:
@@ -72,7 +78,9 @@ def _results(x: Array, op: str = "linear", name: str = "Q8_0", rows: int = 16) -
     given = Values({"x": x, "residual": np.zeros((len(x), rows), np.float32)}, values.stored)
     if op == "linear":
         del given.arrays["residual"]
-    return execute(_kernel(op, name), given, dims, {}, Setting(Machine()))["y"], values.stored["weight"].dequantize()
+    return execute(_kernel(op, name, len(x)), given, dims, {}, Setting(Machine()))["y"], values.stored[
+        "weight"
+    ].dequantize()
 
 
 def test_a_scale_that_16_bits_cannot_hold_is_refused() -> None:
@@ -102,8 +110,8 @@ def test_the_greedy_token_is_that_of_the_largest_logit(tokens: int) -> None:
     dims = {"M": tokens, "K": 576, "N": 300}
     x = np.random.default_rng(4).standard_t(3, (tokens, 576)).astype(np.float32)  # some elements of 5 means, and of 6
     values = Values({"x": x}, make_values(ops.get("linear"), Case(dims), {"weight": "Q8_0"}, "float32", 1).stored)
-    logits = execute(_kernel("linear", "Q8_0"), values, dims, {}, Setting(Machine()))["y"]
-    ids = execute(_kernel("classifier_argmax", "Q8_0"), values, dims, {}, Setting(Machine()))["ids"]
+    logits = execute(_kernel("linear", "Q8_0", len(x)), values, dims, {}, Setting(Machine()))["y"]
+    ids = execute(_kernel("classifier_argmax", "Q8_0", len(x)), values, dims, {}, Setting(Machine()))["ids"]
     np.testing.assert_array_equal(ids, logits.argmax(1))
     assert OUTLIER["classifier_argmax"] == OUTLIER["linear"]
 
@@ -119,7 +127,7 @@ def test_extreme_codes_do_not_overflow() -> None:
     blocks[:, :, 2:] = 128  # -128 as a byte
     weight = stored("w", (32, 256), FORMATS["Q8_0"], blocks)
     values = Values({"x": x}, {"weight": weight})
-    got = execute(_kernel("linear", "Q8_0"), values, dims, {}, Setting(Machine()))["y"]
+    got = execute(_kernel("linear", "Q8_0", len(x)), values, dims, {}, Setting(Machine()))["y"]
     want = x.astype(np.float64) @ weight.dequantize().T.astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
@@ -132,3 +140,43 @@ def test_flaws_are_not_hidden() -> None:
     assert np.isnan(got[1]).all()
     np.testing.assert_allclose(got[2], weights.sum(1), rtol=1e-3, atol=1e-3 * np.abs(weights.sum(1)).max())
     assert not got[3].any()
+
+
+QKV = ("qkv_rope_kv_write", "rms_norm_qkv_rope_kv_write")
+SHAPES = (  # heads, key heads, head_dim, pairs, interleaved, optional parameters
+    (4, 2, 64, 32, False, ()),
+    (3, 3, 16, 8, True, ("bq", "bk", "bv")),
+    (2, 1, 80, 30, False, ("nq", "nk")),
+)
+
+
+@pytest.mark.parametrize("op", QKV)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "kv_dtype"), [("Q8_0", "float32"), ("Q4_1", "bfloat16"), ("Q8_0", "int8")])
+def test_a_token_alone_gets_the_bits_of_one_among_others(
+    op: str, shape: tuple[int, int, int, int, bool, tuple[str, ...]], name: str, kv_dtype: str
+) -> None:
+    """A head at a time by whoever takes it, or in three stages: the same queries, and the same pages."""
+    heads, kv_heads, head_dim, pairs, interleaved, present = shape
+    sizes = {"K": 192, "E": 64, "D": heads * head_dim, "G": kv_heads * head_dim, "C": head_dim, "P": 9, "F": pairs}
+    attrs = {"head_dim": head_dim, "page_size": 16, "interleaved": interleaved, "eps": 1e-6, "norm_eps": 1e-5}
+    spec = ops.get(op)
+    attrs = {key: attrs[key] for key in spec.attrs}
+
+    def indices(_dims: object, _rng: object) -> dict[str, Array]:
+        return {"positions": np.array([7, 3], np.int32), "slots": np.array([21, 5], np.int32)}
+
+    weights = {param.name: name for param in spec.of("weight") if param.type == "any"}
+    two = {letter: {"T": 2, **sizes}[letter] for letter in spec.dims}
+    values = make_values(spec, Case(two, attrs, present, indices), weights, "float32", 3)
+    first = {key: array[:1] if key in ("x", "positions", "slots") else array for key, array in values.arrays.items()}
+    found = []
+    for given, tokens, threads in ((values.arrays, 2, 1), (first, 1, 1), (first, 1, 2)):
+        setting = Setting(Machine(), kv_dtype=kv_dtype, threads=threads)
+        cache = Cache(BACKEND, Heads(kv_heads, head_dim, 16), 2, setting)
+        kernel = _kernel(op, name, tokens, kv_dtype)
+        got = execute(kernel, Values(given, values.stored), {**two, "T": tokens}, attrs, setting, cache.memory)
+        found.append((got["q"][0], cache.memory.array[1].copy()))
+    for q, page in found[1:]:
+        np.testing.assert_array_equal(q, found[0][0])
+        np.testing.assert_array_equal(page.view(np.uint8), found[0][1].view(np.uint8))

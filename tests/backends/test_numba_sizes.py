@@ -20,7 +20,7 @@ from llmcore.weights.formats import FORMATS
 from llmcore_numba.plugin import llmcore_backends
 
 BACKEND = llmcore_backends()[0]
-PRODUCTS = ("linear", "linear_add", "gate_up_swiglu", "classifier_argmax")
+PRODUCTS = ("linear", "linear_add", "gate_up_swiglu", "rms_norm_gate_up_swiglu", "classifier_argmax")
 COMMON = {"F32", "Q8_0", "Q4_1"}  # the other formats of the last three take seconds to compile
 
 
@@ -31,7 +31,18 @@ def machine() -> Machine:
 
 def _kernel(op: str, weight_format: str, *, exact: bool = True) -> KernelInfo:
     fitting = [kernel for kernel in BACKEND.kernels if kernel.op == op and kernel.formats == (weight_format,)]
-    return next(kernel for kernel in fitting if kernel.exact is exact)
+    return next(kernel for kernel in fitting if kernel.exact is exact and not _for_one_token(kernel))
+
+
+def _for_one_token(kernel: KernelInfo) -> bool:
+    return kernel.supported.endswith("comes_alone")
+
+
+def _kernels(kernel: KernelInfo, tokens: int) -> list[KernelInfo]:
+    """``kernel``, and what is bound in its place for one token."""
+    wanted = (kernel.op, kernel.formats, kernel.exact)
+    same = [each for each in BACKEND.kernels if (each.op, each.formats, each.exact) == wanted and _for_one_token(each)]
+    return [kernel, *same] if tokens == 1 else [kernel]
 
 
 @pytest.mark.parametrize(
@@ -48,8 +59,9 @@ def test_linear_over_several_chunks_of_tokens(weight_format: str, exact: bool, m
     together = execute(kernel, values, dims, {}, Setting(machine, threads=3))["y"]
     for count in (1, 2, 3, 4, 193):
         some = Values({**values.arrays, "x": values.arrays["x"][200 : 200 + count]}, values.stored)
-        alone = execute(kernel, some, {**dims, "M": count}, {}, Setting(machine))["y"]
-        np.testing.assert_array_equal(alone, together[200 : 200 + count])
+        for each in _kernels(kernel, count):
+            alone = execute(each, some, {**dims, "M": count}, {}, Setting(machine))["y"]
+            np.testing.assert_array_equal(alone, together[200 : 200 + count])
 
 
 def _product(kernel: KernelInfo):
@@ -58,16 +70,19 @@ def _product(kernel: KernelInfo):
     return pytest.param(kernel, marks=[pytest.mark.slow] if rare else [], id=name)
 
 
-@pytest.mark.parametrize("kernel", [_product(kernel) for kernel in BACKEND.kernels if kernel.op in PRODUCTS])
+@pytest.mark.parametrize(
+    "kernel", [_product(each) for each in BACKEND.kernels if each.op in PRODUCTS and not _for_one_token(each)]
+)
 def test_products_of_odd_sizes(kernel: KernelInfo, machine: Machine) -> None:
     """No multiple of a tile: as the reference for 65 tokens, and the same bits for fewer of them."""
     spec, (name,) = ops.get(kernel.op), kernel.formats
     block = FORMATS[name].block
     for width in (47, 100) if block == 1 else (block, 3 * block):
         for rows in (1, 15, 17, 37):
-            dims = dict(zip(spec.dims, (65, width, rows), strict=True))
+            sizes = {"M": 65, "K": width, "E": width, "N": rows, "F": rows}
+            dims, attrs = {letter: sizes[letter] for letter in spec.dims}, dict.fromkeys(spec.attrs, 1e-5)
             present = tuple(param.name for param in spec.params if param.optional)
-            case = Case(dims, present=present)
+            case = Case(dims, attrs, present)
             weights = {param.name: name for param in spec.of("weight") if param.type == "any"}
             reason = unsupported(kernel, BACKEND, case, weights, "float32")
             if reason:
@@ -75,12 +90,14 @@ def test_products_of_odd_sizes(kernel: KernelInfo, machine: Machine) -> None:
             values = make_values(spec, case, weights, "float32", rows)
             check_values(kernel, BACKEND, case, values, Setting(machine, threads=2))
             (output,) = (param.name for param in spec.outputs)
-            together = execute(kernel, values, dims, {}, Setting(machine))[output]
+            together = execute(kernel, values, dims, attrs, Setting(machine))[output]
             by_token = {param.name for param in spec.of("input")}
             for count in (1, 2, 3, 4, 5, 6, 7, 63, 64):
                 some = {key: array[:count] if key in by_token else array for key, array in values.arrays.items()}
-                got = execute(kernel, Values(some, values.stored), {**dims, "M": count}, {}, Setting(machine))[output]
-                np.testing.assert_array_equal(got, together[:count])
+                for each in _kernels(kernel, count):
+                    given, threads = Values(some, values.stored), 1 + (each is not kernel)
+                    got = execute(each, given, {**dims, "M": count}, attrs, Setting(machine, threads=threads))[output]
+                    np.testing.assert_array_equal(got, together[:count])
 
 
 @pytest.mark.parametrize("page_size", [16, 24, 64])

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmcore import ops
 from llmcore.dims import Shape
-from llmcore.ops import OpSpec, Param
+from llmcore.ops import Apart, OpSpec, Param
 
 ELEMENT = 4  # bytes of an activation, a float32 weight, an index
 
@@ -97,13 +97,15 @@ OPERATIONS: Mapping[str, Callable[[Sizes, Attended], float]] = {
     "kv_write": lambda _, __: 0,
 }
 
+WITH_ROPE = ("qkv_rope_kv_write", "rms_norm_qkv_rope_kv_write")
+
 # Tables of which a call reads some rows only: (op, parameter) → the dim that counts them.
 LOOKED_UP = {
     ("embedding", "weight"): "T",
     ("gather", "x"): "R",
-    **{(op, table): "T" for op in ("rope", "qkv_rope_kv_write") for table in ("cos", "sin")},
+    **{(op, table): "T" for op in ("rope", *WITH_ROPE) for table in ("cos", "sin")},
 }
-READS_CACHE, WRITES_CACHE = ("attention",), ("kv_write", "qkv_rope_kv_write")
+READS_CACHE, WRITES_CACHE = ("attention",), ("kv_write", *WITH_ROPE)
 
 
 def cost(call: Call) -> Cost:
@@ -140,7 +142,7 @@ def operations(call: Call) -> float:
         for param in call.op.of("input", "weight")
     }
     states = {param.name: () for param in call.op.of("state")}
-    call.op.decompose(counter, **shapes, **states, **call.attrs)
+    Apart(counter).op(call.op.name, **shapes, **states, **call.attrs)
     return counter.total
 
 

@@ -17,7 +17,7 @@ from llmcore.graph.inputs import StepInputs
 from llmcore.graph.program import NUMPY, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
 from llmcore.layers.base import State, Weight
-from llmcore.ops import Case, OpSpec
+from llmcore.ops import Apart, Case, OpSpec
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.registry.operand import aligned
@@ -103,9 +103,7 @@ def _bound(
     if whole:
         made = graph.op(op.name, **arguments, **op.coerce(case.attrs))
     else:
-        assert op.decompose is not None
-        absent = {param.name: None for param in op.of("weight") if param.optional and param.name not in arguments}
-        made = op.decompose(graph, **arguments, **absent, **op.coerce(case.attrs))
+        made = Apart(graph).op(op.name, **arguments, **op.coerce(case.attrs))
     results = made if isinstance(made, tuple) else () if made is None else (made,)
     graph.outputs = {param.name: value for param, value in zip(op.outputs, results, strict=True)}
     step = StepInputs(shapes, NO_SYMBOLS)
