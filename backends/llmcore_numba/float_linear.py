@@ -2,13 +2,13 @@
 
 Work is claimed in chunks of some blocks of rows and some tokens. A strip of two blocks stays in the cache while the
 tokens of a chunk go by. ``linear.F32`` is the kernel for F32 weights; that of ``BF16_pairs`` multiplies
-tokens that :mod:`llmcore_numba.rounding` has rounded to bfloat16.
+tokens that are rounded to bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,15 @@ from llmcore.native.abi import (
 )
 from llmcore.native.vector import LANES, load
 from llmcore_numba.elementwise import gated
+from llmcore_numba.family import Family
 from llmcore_numba.float_arithmetic import ARITHMETIC, FACTOR
 from llmcore_numba.float_packing import ROWS, VECTORS
 from llmcore_numba.float_tile import SHAPE, STRIP, SUMS, WIDTH, float_tile
+from llmcore_numba.float_tokens import tokens_for
 from llmcore_numba.fused import best_of_chunks, note_best
+from llmcore_numba.inputs import ALONE
 from llmcore_numba.linear import finish
-from llmcore_numba.operands import operands_of, workspace_of
+from llmcore_numba.operands import names_of
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.weights import store_up_to
 
@@ -60,39 +63,49 @@ class Kind(NamedTuple):
 
 KIND = Kind(min, 1, 1, 64)  # each kernel has its own
 many = few = one = float_tile(ARITHMETIC["F32"], 1, 1)  # each tile has its own
+tokens_of = tokens_for("linear", "F32", alone=False)  # each op has its own
 
-X, WEIGHT, BIAS, Y, M, K, N = operands_of("linear")
-ADD_X, ADD_RESIDUAL, ADD_WEIGHT, ADD_BIAS, ADD_Y, ADD_M, ADD_K, ADD_N = operands_of("linear_add")
-GATE_X, GATE, UP, GATED, GATE_M, GATE_K, GATE_F = operands_of("gate_up_swiglu")
-TOP_X, TOP_WEIGHT, IDS, TOP_M, TOP_K, TOP_N = operands_of("classifier_argmax")
-FOR_LINEAR, FOR_ADD = workspace_of("linear"), workspace_of("linear_add")
-FOR_GATE, FOR_TOP = workspace_of("gate_up_swiglu"), workspace_of("classifier_argmax")
+WEIGHT = BIAS = RESIDUAL = GATE = UP = Y = IDS = M = K = N = F = 0  # operands: each op has its own
 
 
-class PerArithmetic:
-    """One kernel for every arithmetic, made of one template: ``kernels.BF16``.
+def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
+    """What a kernel of ``op`` is made of, by global names; ``alone``: for one token that nobody has prepared yet.
 
     Args:
-        template: ``f(operands, thread, threads)`` over the global name ``KIND``.
+        name: of an arithmetic.
+    """
+    if name not in ARITHMETIC:
+        raise AttributeError(f"{op} has no kernel for {name}")
+    return {**names_of(op), "KIND": _kind(name, alone), "tokens_of": tokens_for(op, name, alone=alone)}
+
+
+def per_arithmetic(op: str, template: Any) -> Family:
+    """Kernels of ``op`` for every arithmetic, ``BF16`` and for one token ``BF16_alone``, made of one template.
+
+    Args:
+        template: ``f(operands, thread, threads)`` over the global names of :func:`parts_for`.
     """
 
-    def __init__(self, template) -> None:
-        self.template = template
+    def make(name: str) -> NativeFunction:
+        parts = parts_for(op, name.removesuffix(ALONE), alone=name.endswith(ALONE))
+        return native_kernel(specialised(template, f"{op}_{name}", **parts))
 
-    def __getattr__(self, name: str) -> NativeFunction:
-        if name not in ARITHMETIC:
-            raise AttributeError(f"{self.template.__name__} has no kernel for {name}")
-        kernel = native_kernel(specialised(self.template, f"{self.template.__name__}_{name}", KIND=_kind(name)))
-        setattr(self, name, kernel)
-        return kernel
+    return Family(make)
 
 
-def _kind(name):
+def _kind(name, alone):
     arithmetic = ARITHMETIC[name]
     shapes = {"many": (TOKENS, TOGETHER), "few": (FEW, TOGETHER), "one": (1, VECTORS)}
     tiles = {part: float_tile(arithmetic, *shape) for part, shape in shapes.items()}
-    tile = inlined(specialised(_tile, f"tile_{name}", **tiles))
+    tile = inlined(specialised(_tile_for_one if alone else _tile, f"tile_{name}{ALONE if alone else ''}", **tiles))
     return Kind(tile, arithmetic.columns, arithmetic.factors, arithmetic.vector_bytes)
+
+
+def _tile_for_one(weights, stride, _nbytes, vectors, x, size, _tokens, factors, going_on, out):
+    """:func:`_tile` for one token."""
+    for block in range((vectors - 1) // VECTORS + 1):
+        one(weights + block * stride, 0, 0, x, size, 0, factors, going_on, out + block * VECTORS * SUMS)
+    return 1
 
 
 def _tile(weights, stride, nbytes, vectors, x, size, tokens, factors, going_on, out):
@@ -160,58 +173,63 @@ def blocks_per_chunk(tokens, blocks, nbytes):
 
 
 @inlined
-def multiply(kind, operands, thread, x, weight, bias, residual, y, rows, inner, outer):
+def multiply_strip(kind, tokens, begin, end, block, weight, bias, residual, y, inner, outer, out):
+    """Rows from ``block`` on of ``y = residual + x @ weight.T + bias``, a strip, for tokens ``begin`` … ``end`` - 1."""
+    factors = factors_of(kind, inner)
+    here, left, stride = tokens + begin * factors * FACTOR, vectors_left(outer, block), block_bytes(kind, factors)
+    strip(kind, weight + block * stride, stride, left, here, end - begin, factors, out)
+    for token in range(begin, end):
+        for i in range(left):
+            sums, row = out + (token - begin) * WIDTH + i * SUMS, block * ROWS + i * LANES
+            finish(sums, bias, residual, y, (token * outer + row) * 4, row, min(LANES, outer - row))
+
+
+@inlined
+def multiply(kind, tokens_of, operands, thread, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias``; ``bias`` and ``residual`` may be 0, ``y`` may be ``residual``."""
-    factors, out = factors_of(kind, inner), scratch(operands, thread)
-    stride, blocks = block_bytes(kind, factors), (outer + ROWS - 1) // ROWS
-    some, tokens = blocks_per_chunk(rows, blocks, stride), tokens_per_chunk(rows)
-    block_chunks, token_chunks = (blocks + some - 1) // some, (rows + tokens - 1) // tokens
-    chunk = claim(operands)
-    while chunk < block_chunks * token_chunks:
-        first, begin = chunk % block_chunks * some, chunk // block_chunks * tokens
-        count = min(tokens, rows - begin)
+    out, stride, blocks = (
+        scratch(operands, thread),
+        block_bytes(kind, factors_of(kind, inner)),
+        (outer + ROWS - 1) // ROWS,
+    )
+    some, together = blocks_per_chunk(rows, blocks, stride), tokens_per_chunk(rows)
+    across = (blocks + some - 1) // some
+    chunks, chunk = across * ((rows + together - 1) // together), claim(operands)
+    tokens = tokens_of(operands, thread) if chunk < chunks else 0
+    while chunk < chunks:
+        first, begin = chunk % across * some, chunk // across * together
+        end = min(begin + together, rows)
         for block in range(first, min(first + some, blocks), STRIP):
-            here, left = x + begin * factors * FACTOR, vectors_left(outer, block)
-            strip(kind, weight + block * stride, stride, left, here, count, factors, out)
-            for token in range(count):
-                for i in range(left):
-                    sums, row = out + token * WIDTH + i * SUMS, block * ROWS + i * LANES
-                    at = ((begin + token) * outer + row) * 4
-                    finish(sums, bias, residual, y, at, row, min(LANES, outer - row))
+            multiply_strip(kind, tokens, begin, end, block, weight, bias, residual, y, inner, outer, out)
         chunk = claim(operands)
 
 
-@PerArithmetic
-def linear(operands, thread, _threads):
+def _linear(operands, thread, _threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
-    x = tensor(operands, FOR_LINEAR if KIND.columns > 1 else X)
     weight, bias, y = tensor(operands, WEIGHT), tensor(operands, BIAS), tensor(operands, Y)
-    multiply(KIND, operands, thread, x, weight, bias, 0, y, rows, inner, outer)
+    multiply(KIND, tokens_of, operands, thread, weight, bias, 0, y, rows, inner, outer)
 
 
-@PerArithmetic
-def linear_add(operands, thread, _threads):
-    rows, inner, outer = dim(operands, ADD_M), dim(operands, ADD_K), dim(operands, ADD_N)
-    x = tensor(operands, FOR_ADD if KIND.columns > 1 else ADD_X)
-    weight, bias = tensor(operands, ADD_WEIGHT), tensor(operands, ADD_BIAS)
-    residual, y = tensor(operands, ADD_RESIDUAL), tensor(operands, ADD_Y)
-    multiply(KIND, operands, thread, x, weight, bias, residual, y, rows, inner, outer)
+def _linear_add(operands, thread, _threads):
+    rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
+    weight, bias, y = tensor(operands, WEIGHT), tensor(operands, BIAS), tensor(operands, Y)
+    residual = tensor(operands, RESIDUAL)
+    multiply(KIND, tokens_of, operands, thread, weight, bias, residual, y, rows, inner, outer)
 
 
-@PerArithmetic
-def gate_up_swiglu(operands, thread, _threads):
-    rows, inner, outer = dim(operands, GATE_M), dim(operands, GATE_K), dim(operands, GATE_F)
-    x = tensor(operands, FOR_GATE if KIND.columns > 1 else GATE_X)
-    gate, up, y = tensor(operands, GATE), tensor(operands, UP), tensor(operands, GATED)
+def _gate_up_swiglu(operands, thread, _threads):
+    rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, F)
+    gate, up, y = tensor(operands, GATE), tensor(operands, UP), tensor(operands, Y)
     factors, gates = factors_of(KIND, inner), scratch(operands, thread)
     ups = gates + TOKEN_CHUNK * WIDTH
     stride, blocks = block_bytes(KIND, factors), (outer + ROWS - 1) // ROWS
-    some, tokens = blocks_per_chunk(rows, blocks, 2 * stride), tokens_per_chunk(rows)
-    block_chunks, token_chunks = (blocks + some - 1) // some, (rows + tokens - 1) // tokens
-    chunk = claim(operands)
-    while chunk < block_chunks * token_chunks:
-        first, begin = chunk % block_chunks * some, chunk // block_chunks * tokens
-        count = min(tokens, rows - begin)
+    some, together = blocks_per_chunk(rows, blocks, 2 * stride), tokens_per_chunk(rows)
+    across = (blocks + some - 1) // some
+    chunks, chunk = across * ((rows + together - 1) // together), claim(operands)
+    x = tokens_of(operands, thread) if chunk < chunks else 0
+    while chunk < chunks:
+        first, begin = chunk % across * some, chunk // across * together
+        count = min(together, rows - begin)
         for block in range(first, min(first + some, blocks), STRIP):
             here, left = x + begin * factors * FACTOR, vectors_left(outer, block)
             strip(KIND, gate + block * stride, stride, left, here, count, factors, gates)
@@ -224,17 +242,16 @@ def gate_up_swiglu(operands, thread, _threads):
         chunk = claim(operands)
 
 
-@PerArithmetic
-def classifier_argmax(operands, thread, _threads):
-    rows, inner, outer = dim(operands, TOP_M), dim(operands, TOP_K), dim(operands, TOP_N)
-    x = tensor(operands, FOR_TOP if KIND.columns > 1 else TOP_X)
-    weight, out, slots = tensor(operands, TOP_WEIGHT), scratch(operands, thread), scratch(operands, 0) + SHARED
+def _classifier_argmax(operands, thread, _threads):
+    rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
+    weight, out, slots = tensor(operands, WEIGHT), scratch(operands, thread), scratch(operands, 0) + SHARED
     factors, blocks = factors_of(KIND, inner), (outer + ROWS - 1) // ROWS
     stride, most_chunks = block_bytes(KIND, factors), max(1, SHARED_BYTES // (8 * max(1, rows)))
     fitting = ((blocks + most_chunks - 1) // most_chunks + STRIP - 1) // STRIP * STRIP  # so many that the slots fit
     some = max(blocks_per_chunk(1, blocks, stride), fitting)
     chunks = (blocks + some - 1) // some if rows else 0
     chunk = claim(operands)
+    x = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
         mine = slots + chunk * rows * 8
         for token in range(rows):
@@ -252,3 +269,10 @@ def classifier_argmax(operands, thread, _threads):
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
         chunk = claim(operands)
+
+
+linear = per_arithmetic("linear", _linear)
+linear_add = per_arithmetic("linear_add", _linear_add)
+gate_up_swiglu = per_arithmetic("gate_up_swiglu", _gate_up_swiglu)
+rms_norm_gate_up_swiglu = per_arithmetic("rms_norm_gate_up_swiglu", _gate_up_swiglu)
+classifier_argmax = per_arithmetic("classifier_argmax", _classifier_argmax)

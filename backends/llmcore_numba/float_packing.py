@@ -46,5 +46,13 @@ class FloatPacking:
 FLOAT_PACKINGS = {"F32": FloatPacking(4, 1), "F16": FloatPacking(2, 1), "BF16": FloatPacking(2, 2)}
 """Weight format → the packing that it gets, without loss."""
 
-FLOAT_OPS = ("linear", "linear_add", "gate_up_swiglu", "classifier_argmax")
+FLOAT_OPS = (
+    "linear",
+    "linear_add",
+    "gate_up_swiglu",
+    "rms_norm_gate_up_swiglu",
+    "classifier_argmax",
+    "qkv_rope_kv_write",
+    "rms_norm_qkv_rope_kv_write",
+)
 """Ops that run on packed float weights."""

@@ -27,15 +27,17 @@ from llmcore.native.abi import (
 from llmcore.native.machine import machine
 from llmcore.native.vector import load, store, zeros
 from llmcore_numba.elementwise import gated
+from llmcore_numba.family import Family
 from llmcore_numba.fused import best_of_chunks, note_best
+from llmcore_numba.inputs import ALONE
 from llmcore_numba.integer import integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import names_of
-from llmcore_numba.packing import ALONE, COLUMNS, PACKINGS, PANEL, RECORD, ROWS, Packing
+from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, RECORD, ROWS
 from llmcore_numba.quantize import list_head, panel_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
-from llmcore_numba.tokens import tokens_of as tokens_of_op
+from llmcore_numba.tokens import tokens_for
 from llmcore_numba.weights import store_up_to
 
 TOKENS, BLOCKS = large_tile()
@@ -55,42 +57,40 @@ one_token = integer_tile(PACKING, 1, 1, 1)
 few_tokens = integer_tile(PACKING, FEW, BLOCKS, PANEL)
 many_tokens = integer_tile(PACKING, TOKENS, BLOCKS, PANEL)
 outliers = outlier_tile(PACKING)
-tokens_of = tokens_of_op("linear", alone=True)
+tokens_of = tokens_for("linear", alone=True)
 
-X = WEIGHT = BIAS = RESIDUAL = GATE = UP = Y = IDS = M = K = N = F = 0  # operands: each op has its own
+WEIGHT = BIAS = RESIDUAL = GATE = UP = Y = IDS = M = K = N = F = 0  # operands: each op has its own
 
 
-class PerPacking:
-    """One kernel for every packing, made of one template: ``kernels.int4_min``, and ``kernels.int4_min_alone``.
+def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
+    """What a kernel of ``op`` is made of, by global names; ``alone``: for one token that nobody has quantized yet.
 
     Args:
-        op: what the kernels are for.
-        template: ``f(operands, thread, threads)`` over global names: ``strip``, ``NBYTES``, ``tokens_of``, and the
-            numbers of the op's operands.
+        name: of a packing.
+    """
+    packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
+    if packing is None:
+        raise AttributeError(f"{op} has no kernel for {name}")
+    tiles = {"one_token": integer_tile(packing, 1, 1, 1), "outliers": outlier_tile(packing)}
+    by_one = inlined(specialised(_strip_for_one, f"strip_{name}_for_one", **tiles))
+    tiles["few_tokens"], tiles["many_tokens"] = (integer_tile(packing, n, BLOCKS, PANEL) for n in (FEW, TOKENS))
+    by_any = inlined(specialised(_strip, f"strip_{name}", **tiles, strip_for_one=by_one))
+    parts = {"NBYTES": packing.nbytes, "strip": by_one if alone else by_any, "tokens_of": tokens_for(op, alone=alone)}
+    return {**names_of(op), **parts}
+
+
+def per_packing(op: str, template: Any) -> Family:
+    """Kernels of ``op`` for every packing, ``int4_min`` and for one token ``int4_min_alone``, made of one template.
+
+    Args:
+        template: ``f(operands, thread, threads)`` over the global names of :func:`parts_for`.
     """
 
-    def __init__(self, op: str, template) -> None:
-        self.op = op
-        self.template = template
+    def make(name: str) -> NativeFunction:
+        parts = parts_for(op, name.removesuffix(ALONE), alone=name.endswith(ALONE))
+        return native_kernel(specialised(template, f"{op}_{name}", **parts))
 
-    def __getattr__(self, name: str) -> NativeFunction:
-        packing = next((packing for packing in PACKINGS.values() if packing.name == name.removesuffix(ALONE)), None)
-        if packing is None:
-            raise AttributeError(f"{self.op} has no kernel for {name}")
-        constants = {**names_of(self.op), **parts_for(self.op, packing, alone=name.endswith(ALONE))}
-        kernel = native_kernel(specialised(self.template, f"{self.op}_{name}", **constants))
-        setattr(self, name, kernel)
-        return kernel
-
-
-def parts_for(op: str, packing: Packing, *, alone: bool) -> dict[str, Any]:
-    """What a kernel of ``op`` is made of, by global names; ``alone``: for one token that nobody has quantized yet."""
-    tiles = {"one_token": integer_tile(packing, 1, 1, 1), "outliers": outlier_tile(packing)}
-    by_one = inlined(specialised(_strip_for_one, f"strip_{packing.name}_for_one", **tiles))
-    tiles["few_tokens"], tiles["many_tokens"] = (integer_tile(packing, n, BLOCKS, PANEL) for n in (FEW, TOKENS))
-    by_any = inlined(specialised(_strip, f"strip_{packing.name}", **tiles, strip_for_one=by_one))
-    strip = by_one if alone else by_any
-    return {"NBYTES": packing.nbytes, "strip": strip, "tokens_of": tokens_of_op(op, alone=alone)}
+    return Family(make)
 
 
 def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ahead, out):
@@ -260,8 +260,8 @@ def _classifier_argmax(operands, thread, _threads):
         chunk = claim(operands)
 
 
-linear = PerPacking("linear", _linear)
-linear_add = PerPacking("linear_add", _linear_add)
-gate_up_swiglu = PerPacking("gate_up_swiglu", _gate_up_swiglu)
-rms_norm_gate_up_swiglu = PerPacking("rms_norm_gate_up_swiglu", _gate_up_swiglu)
-classifier_argmax = PerPacking("classifier_argmax", _classifier_argmax)
+linear = per_packing("linear", _linear)
+linear_add = per_packing("linear_add", _linear_add)
+gate_up_swiglu = per_packing("gate_up_swiglu", _gate_up_swiglu)
+rms_norm_gate_up_swiglu = per_packing("rms_norm_gate_up_swiglu", _gate_up_swiglu)
+classifier_argmax = per_packing("classifier_argmax", _classifier_argmax)

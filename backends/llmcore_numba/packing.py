@@ -72,8 +72,6 @@ LISTED = 4  # tokens whose outliers are listed together, column by column, since
 ENTRY, FOR_TOKEN = 8, 3  # bytes of an outlier; bits of its token, below those of its column
 FEWEST_MEANS = 4  # no more than a quarter of a token's elements are so many means large
 
-ALONE = "_alone"  # the end of the name of a kernel for one token
-
 OUTLIER = {
     "qkv_rope_kv_write": 8.0,
     "rms_norm_qkv_rope_kv_write": 8.0,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
 from llmcore_numba.float_packing import FLOAT_OPS, FLOAT_PACKINGS
-from llmcore_numba.packing import ALONE, OUTLIER, PACKINGS
+from llmcore_numba.packing import OUTLIER, PACKINGS
 
 PLAIN = {
     "rms_norm": "rms_norm",
@@ -37,7 +38,6 @@ CACHE = ("kv_write", "attention")
 """Ops that share the layout of the cache, each in a file of its own."""
 
 QKV = ("qkv_rope_kv_write", "rms_norm_qkv_rope_kv_write")
-NORMED = tuple(op for op in OUTLIER if op.startswith("rms_norm_"))
 
 KV_LAYOUTS = {
     "float32": "llmcore_numba.kv_layout:FLOAT32",
@@ -46,107 +46,127 @@ KV_LAYOUTS = {
 }
 
 LIMITS = {
-    "linear": "row_fits",
-    "linear_add": "row_fits",
-    "gate_up_swiglu": "row_fits",
-    "classifier_argmax": "classifier_fits",
-    "attention": "head_fits",
+    "linear": ("row_fits",),
+    "linear_add": ("row_fits",),
+    "gate_up_swiglu": ("row_fits",),
+    "classifier_argmax": ("few_enough_tokens", "row_fits"),
+    "attention": ("head_fits",),
 }
-"""What each op's node must fit, in scratch.py."""
+"""What nodes must fit where weights are unpacked, in scratch.py."""
 
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def _supported(op: str) -> str:
-    return f"llmcore_numba.scratch:{LIMITS[op]}" if op in LIMITS else ""
+def _every(*conditions: str) -> str:
+    return f"llmcore_numba.scratch:{'.'.join(('every', *conditions))}" if conditions else ""
 
 
 def _native(op: str, target: str, formats: tuple[str, ...] = ()) -> KernelInfo:
-    return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, supported=_supported(op))
+    supported = _every(*LIMITS.get(op, ()))
+    return KernelInfo(op, f"llmcore_numba.{target}", abi="native", formats=formats, supported=supported)
 
 
 def _cached(op: str, kv_dtype: str) -> KernelInfo:
     """``op`` over pages of one element type."""
-    return KernelInfo(
-        op,
-        f"llmcore_numba.{op}:{op}.{kv_dtype}",
-        abi="native",
-        supported=_supported(op),
-        workspace="llmcore_numba.scratch:partial_records" if op == "attention" else "",
-        group="kv",
-        kv_dtypes=(kv_dtype,),
-    )
+    kernel = _native(op, f"{op}:{op}.{kv_dtype}")
+    workspace = "llmcore_numba.scratch:partial_records" if op == "attention" else ""
+    return replace(kernel, workspace=workspace, group="kv", kv_dtypes=(kv_dtype,))
 
 
 def _attention_by_pairs() -> KernelInfo:
     """``attention`` over bfloat16, with queries and weights that are rounded to it."""
     kernel = _cached("attention", "bfloat16")
-    supported = "llmcore_numba.scratch:attention_multiplies_pairs"
-    return replace(kernel, target=f"{kernel.target}_pairs", supported=supported, exact=False)
-
-
-def _integer(op: str, name: str) -> tuple[KernelInfo, KernelInfo]:
-    """``op`` on packed weights of format ``name`` and activations that are quantized: for one token, for any."""
-    packing = PACKINGS[name]
-    supported = "few_enough_tokens" if op == "classifier_argmax" else "normed_tokens_fit" if op in NORMED else ""
-    kernel = KernelInfo(
-        op,
-        f"llmcore_numba.integer_linear:{op}.{packing.name}",
-        abi="native",
-        formats=(name,),
-        supported=supported and f"llmcore_numba.scratch:{supported}",
-        pack="llmcore_numba.packed:pack",
-        layout=packing.layout,
-        before=(f"llmcore_numba.tokens:quantized.{op}",),
-        workspace="llmcore_numba.scratch:quantized_tokens",
-        exact=False,
-    )
-    alone = replace(kernel, target=kernel.target + ALONE, supported="llmcore_numba.scratch:comes_alone", before=())
-    return replace(alone, workspace=""), kernel
-
-
-def _projections(op: str, name: str, kv_dtype: str) -> tuple[KernelInfo, KernelInfo]:
-    """The fused op before attention, on packed weights of format ``name``: for one token, for any."""
-    packing = PACKINGS[name]
-    kernel = KernelInfo(
-        op,
-        f"llmcore_numba.integer_qkv:{op}.{kv_dtype}",
-        abi="native",
-        formats=(name,),
-        supported="llmcore_numba.scratch:normed_tokens_fit" if op in NORMED else "",
-        pack="llmcore_numba.packed:pack",
-        layout=packing.layout,
-        before=(f"llmcore_numba.tokens:quantized.{op}", f"llmcore_numba.integer_qkv:project.{op}.{packing.name}"),
-        workspace="llmcore_numba.scratch:projections",
-        exact=False,
-        group="kv",
-        kv_dtypes=(kv_dtype,),
-    )
-    target = f"llmcore_numba.integer_qkv:alone.{op}.{packing.name}.{kv_dtype}"
-    return replace(kernel, target=target, supported="llmcore_numba.scratch:head_comes_alone", before=()), kernel
-
-
-def _float(op: str, name: str, *, rounded: bool = False) -> KernelInfo:
-    """``op`` on packed weights of format ``name``; ``rounded``: and activations that are rounded to bfloat16."""
-    kernel = KernelInfo(
-        op,
-        f"llmcore_numba.float_linear:{op}.{name}",
-        abi="native",
-        formats=(name,),
-        supported="llmcore_numba.scratch:few_enough_tokens" if op == "classifier_argmax" else "",
-        pack="llmcore_numba.float_packed:pack_floats",
-        layout=FLOAT_PACKINGS[name].layout,
-    )
-    if not rounded:
-        return kernel
     return replace(
-        kernel,
-        target=f"{kernel.target}_pairs",
-        supported=f"llmcore_numba.scratch:{'classifier_' if op == 'classifier_argmax' else ''}multiplies_pairs",
-        before=(f"llmcore_numba.rounding:rounded.{op}",),
-        workspace="llmcore_numba.scratch:rounded_tokens",
-        exact=False,
+        kernel, target=f"{kernel.target}_pairs", supported=_every("head_fits", "multiplies_pairs"), exact=False
     )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights of a format that are packed, and how their kernels take tokens.
+
+    Attributes:
+        file: the kernels are in ``FILE_linear`` and ``FILE_qkv``.
+        name: of the packing or arithmetic there.
+        prepare: what prepares tokens of an op for them.
+        workspace: what it needs, in scratch.py.
+        heads: a head's rows are whole blocks, in scratch.py.
+        needs: further conditions, in scratch.py.
+        plain: tokens that are not normed are read as they are.
+    """
+
+    format: str
+    file: str
+    name: str
+    pack: str
+    layout: tuple[str, int]
+    prepare: str
+    workspace: str
+    heads: str
+    needs: tuple[str, ...] = ()
+    exact: bool = False
+    plain: bool = False
+
+    def kernels(self, op: str) -> Iterator[KernelInfo]:
+        """Those of ``op``: for one token, then for any number."""
+        normed, fitting = op.startswith("rms_norm_"), list(self.needs)
+        prepared = normed or not self.plain
+        if normed:
+            fitting.append("normed_tokens_fit")
+        if op == "classifier_argmax":
+            fitting.append("few_enough_tokens")
+        kernel = KernelInfo(
+            op,
+            f"llmcore_numba.{self.file}_linear:{op}.{self.name}",
+            abi="native",
+            formats=(self.format,),
+            supported=_every(*fitting),
+            pack=f"llmcore_numba.{self.pack}",
+            layout=self.layout,
+            before=(f"llmcore_numba.{self.prepare.format(op=op)}",) if prepared else (),
+            workspace=f"llmcore_numba.scratch:{self.workspace}" if prepared else "",
+            exact=self.exact,
+        )
+        if op in QKV:
+            yield from self._before_attention(kernel)
+            return
+        if prepared:
+            alone = _every(*self.needs, "comes_alone")
+            yield replace(kernel, target=f"{kernel.target}_alone", supported=alone, before=(), workspace="")
+        yield kernel
+
+    def _before_attention(self, kernel: KernelInfo) -> Iterator[KernelInfo]:
+        """The same for every element type of the cache."""
+        where, waiting = f"llmcore_numba.{self.file}_qkv", "llmcore_numba.scratch:waiting_keys"
+        for kv_dtype in KV_LAYOUTS:
+            own = replace(kernel, group="kv", kv_dtypes=(kv_dtype,))
+            target = f"{where}:alone.{kernel.op}.{self.name}.{kv_dtype}"
+            alone = _every(*self.needs, "comes_alone", self.heads)
+            yield replace(own, target=target, supported=alone, before=(), workspace=waiting)
+            project = f"{where}:project.{kernel.op}.{self.name}"
+            target = f"llmcore_numba.qkv:write.{kernel.op}.{kv_dtype}"
+            yield replace(own, target=target, before=(*own.before, project), workspace=own.workspace or waiting)
+
+
+def _integer(name: str) -> Packed:
+    """Weights that are packed as integers; activations are quantized."""
+    packing = PACKINGS[name]
+    file, pack, prepare = "integer", "packed:pack", "tokens:quantized.{op}"
+    return Packed(name, file, packing.name, pack, packing.layout, prepare, "quantized_tokens", "heads_of_16")
+
+
+def _float(name: str, *, rounded: bool = False) -> Packed:
+    """Weights that are packed as floats; ``rounded``: and activations that are rounded to bfloat16."""
+    own = f"{name}_pairs" if rounded else name
+    pack, layout, prepare = (
+        "float_packed:pack_floats",
+        FLOAT_PACKINGS[name].layout,
+        f"float_tokens:prepares.{{op}}.{own}",
+    )
+    packed = Packed(name, "float", own, pack, layout, prepare, "float_tokens", "heads_of_32", exact=True, plain=True)
+    if not rounded:
+        return packed
+    return replace(packed, workspace="rounded_tokens", needs=("multiplies_pairs",), exact=False, plain=False)
 
 
 def _kernels() -> tuple[KernelInfo, ...]:
@@ -157,14 +177,11 @@ def _kernels() -> tuple[KernelInfo, ...]:
         for name in FORMATS
         if not (op in FLOAT_OPS and name in FLOAT_PACKINGS)
     ]
-    floats = [_float(op, "BF16", rounded=True) for op in FLOAT_OPS]
-    floats += [_float(op, name) for op in FLOAT_OPS for name in FLOAT_PACKINGS]
-    integer = [each for op in OUTLIER if op not in QKV for name in PACKINGS for each in _integer(op, name)]
-    projections = [
-        each for op in QKV for name in PACKINGS for kv_dtype in KV_LAYOUTS for each in _projections(op, name, kv_dtype)
-    ]
+    floats = (_float("BF16", rounded=True), *map(_float, FLOAT_PACKINGS))
+    packed = [kernel for each in floats for op in FLOAT_OPS for kernel in each.kernels(op)]
+    packed += [kernel for name in PACKINGS for op in OUTLIER for kernel in _integer(name).kernels(op)]
     cache = [_attention_by_pairs(), *(_cached(op, kv_dtype) for op in CACHE for kv_dtype in KV_LAYOUTS)]
-    return (*plain, *projections, *integer, *floats, *weighted, *cache)
+    return (*plain, *packed, *weighted, *cache)
 
 
 @hookimpl

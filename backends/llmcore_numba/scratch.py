@@ -5,10 +5,14 @@ Unpacked weight rows come first, then the results of a few tokens; the end of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
+from llmcore_numba.float_packing import ROWS as ROWS_OF_FLOAT_BLOCK
 from llmcore_numba.kv_layout import BLOCK, padded
 from llmcore_numba.packing import PANEL, quantized_bytes
+from llmcore_numba.packing import ROWS as ROWS_OF_BLOCK
 
 SHARED_BYTES = 256 << 10
 SHARED = SCRATCH_BYTES - SHARED_BYTES
@@ -17,11 +21,9 @@ FOR_ROWS = SHARED - (64 << 10)
 LONGEST_ROW = FOR_ROWS // 8 & ~15  # in float32; gate_up_swiglu unpacks two at a time
 MOST_TOKENS = SHARED_BYTES // 8  # of classifier_argmax: a value and an index for each, at least
 
-OWN_TOKEN = 4096  # where a thread quantizes a token for itself: behind the results of a strip
-
+OWN_TOKEN = 1 << 17  # where a thread prepares a token for itself: behind the results of all tokens of a strip
 LONGEST_NORMED = (SHARED - 4096) // (4 * PANEL) & ~31
 LONGEST_ALONE = (SHARED - OWN_TOKEN - 4096) // 8 & ~31  # float32, codes, and a list of a quarter of it
-HEAD_ROWS = 16
 
 ROWS = 48  # query rows of a chunk of attention
 PART_BLOCKS = 16  # of 16 positions that attention sums by themselves
@@ -48,17 +50,26 @@ def normed_tokens_fit(node: NodeView) -> str | None:
 
 
 def comes_alone(node: NodeView) -> str | None:
-    """Why a thread cannot quantize the tokens of ``node`` for itself, or None."""
-    tokens, length = node.dims.get("T", node.dims.get("M", 0)), node.dims["K"]
+    """Why a thread cannot prepare the tokens of ``node`` for itself, or None."""
+    tokens, length = _tokens(node), node.dims["K"]
     if tokens > 1:
         return f"steps of {tokens} tokens, made for one"
     return f"a token of {length} elements, at most {LONGEST_ALONE}" if length > LONGEST_ALONE else None
 
 
-def head_comes_alone(node: NodeView) -> str | None:
-    """Why a thread cannot make a head of ``node`` and turn it, or None."""
+def heads_of_16(node: NodeView) -> str | None:
+    """Why heads are not whole blocks of packed integer weights, or None."""
+    return _whole_blocks(node, ROWS_OF_BLOCK)
+
+
+def heads_of_32(node: NodeView) -> str | None:
+    """Why heads are not whole blocks of packed float weights, or None."""
+    return _whole_blocks(node, ROWS_OF_FLOAT_BLOCK)
+
+
+def _whole_blocks(node: NodeView, rows: int) -> str | None:
     size = node.attrs["head_dim"]
-    return f"heads of {size} elements, no multiple of {HEAD_ROWS}" if size % HEAD_ROWS else comes_alone(node)
+    return f"heads of {size} elements, no multiple of {rows}" if size % rows else None
 
 
 def multiplies_pairs(_node: NodeView) -> str | None:
@@ -68,40 +79,57 @@ def multiplies_pairs(_node: NodeView) -> str | None:
     return None if machine().has("avx512bf16") else "needs AVX512 BF16"
 
 
-def classifier_multiplies_pairs(node: NodeView) -> str | None:
-    """Why ``classifier_argmax`` cannot run ``node`` with pairs of bfloat16, or None."""
-    return few_enough_tokens(node) or multiplies_pairs(node)
-
-
-def rounded_tokens(node: NodeView) -> int:
-    """Bytes of workspace for the input of a linear op, see :mod:`llmcore_numba.rounding`."""
-    return node.dims["M"] * (node.dims["K"] + 1 & ~1) * 2
-
-
-def classifier_fits(node: NodeView) -> str | None:
-    """Why ``classifier_argmax`` cannot run ``node``, or None."""
-    return few_enough_tokens(node) or row_fits(node)
-
-
 def head_fits(node: NodeView) -> str | None:
     """Why ``attention`` cannot run ``node``, or None."""
     size = node.attrs["head_dim"]
     return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
 
 
-def attention_multiplies_pairs(node: NodeView) -> str | None:
-    """Why ``attention`` cannot run ``node`` with pairs of bfloat16, or None."""
-    return head_fits(node) or multiplies_pairs(node)
+class Every:
+    """Why a node does not meet one of several conditions, or None: ``every.row_fits.few_enough_tokens``."""
+
+    def __init__(self, *conditions: Callable[[NodeView], str | None]) -> None:
+        self.conditions = conditions
+
+    def __getattr__(self, name: str) -> Every:
+        if name.startswith("_") or name not in globals():
+            raise AttributeError(name)
+        return Every(*self.conditions, globals()[name])
+
+    def __call__(self, node: NodeView) -> str | None:
+        return next((reason for condition in self.conditions if (reason := condition(node))), None)
+
+
+every = Every()
+
+
+def _tokens(node: NodeView) -> int:
+    return node.dims.get("T", node.dims.get("M", 0))
+
+
+def _waiting(node: NodeView) -> int:
+    """Bytes of keys and values that wait in the workspace of the ops before attention."""
+    return node.dims["T"] * node.dims["G"] * 8 + 63 & ~63 if "G" in node.dims else 0
 
 
 def quantized_tokens(node: NodeView) -> int:
-    """Bytes of workspace for the quantized input of a linear op, see :mod:`llmcore_numba.quantize`."""
-    return quantized_bytes(node.dims["M"], node.dims["K"])
+    """Bytes of workspace for an op whose tokens are quantized, see :mod:`llmcore_numba.tokens`."""
+    return _waiting(node) + quantized_bytes(_tokens(node), node.dims["K"])
 
 
-def projections(node: NodeView) -> int:
-    """Bytes of workspace for ``qkv_rope_kv_write``: the quantized input, then keys and values."""
-    return quantized_bytes(node.dims["T"], node.dims["K"]) + 2 * node.dims["T"] * node.dims["G"] * 4
+def float_tokens(node: NodeView) -> int:
+    """Bytes of workspace for an op whose tokens are normed, see :mod:`llmcore_numba.float_tokens`."""
+    return _waiting(node) + _tokens(node) * node.dims["K"] * 4
+
+
+def rounded_tokens(node: NodeView) -> int:
+    """Bytes of workspace for an op whose tokens are rounded."""
+    return _waiting(node) + _tokens(node) * (node.dims["K"] + 1 & ~1) * 2
+
+
+def waiting_keys(node: NodeView) -> int:
+    """Bytes of workspace for an op whose tokens need none."""
+    return _waiting(node)
 
 
 def partial_records(node: NodeView) -> int:

@@ -6,7 +6,7 @@ A case is data: every array is made from the dims and a seeded generator when th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmcore.ops.base import Case
@@ -36,6 +36,17 @@ def indices(name: str, count: str, below: str) -> Inputs:
         return {name: drawn.astype(np.int32)}
 
     return make
+
+
+def normed(case: Case, width: str, groups: int, eps: float) -> Case:
+    """``case`` of an op that begins with a norm of its ``width``, in ``groups``; the norm's weights are near 1."""
+
+    def inputs(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+        made = case.inputs(dims, rng) if case.inputs else {}
+        return {**made, "norm": 1 + 0.2 * rng.standard_normal(dims["E"])}
+
+    dims = {**case.dims, "E": case.dims[width] // groups}
+    return replace(case, dims=dims, attrs={**case.attrs, "norm_eps": eps}, inputs=inputs)
 
 
 @dataclass(frozen=True)

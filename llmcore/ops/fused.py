@@ -8,13 +8,12 @@ that is declared first gets it: a residual is best added where the other term is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmcore.ops.attention import slots_of
 from llmcore.ops.base import Builder, Case, fused
-from llmcore.ops.cases import indices
+from llmcore.ops.cases import indices, normed
 from llmcore.ops.linear import linear_cases
 from llmcore.ops.rms_norm import rms_norm_cases
 
@@ -58,18 +57,16 @@ def gate_up_swiglu(g: Builder, x: Any, gate: Any, up: Any) -> Any:
     return g.op("swiglu", gate=g.op("linear", x=x, weight=gate), up=g.op("linear", x=x, weight=up))
 
 
-def _normed(cases: Iterator[Case], width: str) -> Iterator[Case]:
-    """``cases`` of an op that begins with a norm of all of its ``width``, or of groups of it."""
+def _normed(cases: Iterator[Case]) -> Iterator[Case]:
     for i, case in enumerate(cases):
-        groups = 2 if i % 3 == 2 and case.dims[width] % 2 == 0 else 1
-        yield replace(case, dims={**case.dims, "E": case.dims[width] // groups}, attrs={**case.attrs, "norm_eps": 1e-5})
+        yield normed(case, "K", groups=2 if i % 3 == 2 and case.dims["K"] % 2 == 0 else 1, eps=1e-5)
 
 
 @fused(
     inputs=["x: act[M, K]"],
     weights=["norm: f32[E]", "gate: any[F, K]", "up: any[F, K]"],
     outputs=["y: act[M, F]"],
-    cases=lambda: _normed((Case(case.dims) for case in linear_cases("M", "K", "F")), "K"),
+    cases=lambda: _normed(Case(case.dims) for case in linear_cases("M", "K", "F")),
 )
 def rms_norm_gate_up_swiglu(g: Builder, x: Any, norm: Any, gate: Any, up: Any, *, norm_eps: float) -> Any:
     """``gate_up_swiglu`` of tokens that are normed first: they need not be written in between."""
@@ -79,6 +76,7 @@ def rms_norm_gate_up_swiglu(g: Builder, x: Any, norm: Any, gate: Any, up: Any, *
 QKV_SHAPES = (  # T, K, heads, kv_heads, head_dim, pairs, page_size, interleaved, present
     (0, 256, 2, 1, 16, 8, 16, False, ()),
     (1, 256, 4, 4, 16, 8, 16, True, ()),
+    (1, 192, 6, 2, 64, 32, 16, False, ("bq", "bk", "bv", "nq", "nk")),
     (7, 256, 3, 1, 32, 16, 4, True, ("bq", "bk", "bv")),
     (33, 512, 9, 3, 64, 32, 16, False, ("nq", "nk")),
     (5, 64, 8, 1, 24, 6, 1, False, ("bq", "bk", "bv", "nq", "nk")),
@@ -170,7 +168,7 @@ def qkv_rope_kv_write(
     ],
     states=["kv: state"],
     outputs=["q: act[T, D]"],
-    cases=lambda: _normed(_qkv_cases(), "K"),
+    cases=lambda: _normed(_qkv_cases()),
 )
 def rms_norm_qkv_rope_kv_write(
     g: Builder,

@@ -7,7 +7,6 @@ cases.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from llmcore.ops import Case, OpSpec
 from llmcore.ops.attention import slots_of
-from llmcore.ops.cases import Ragged, indices
+from llmcore.ops.cases import Ragged, indices, normed
 from llmcore.ops.sampling_cases import random_probs
 from llmcore.testing.operands import fits
 from llmcore.weights.formats import tensor_format
@@ -163,8 +162,7 @@ def _normed(make: Callable[[Rng, int], Case], rng: Rng, block: int) -> Case:
     """A case of ``make`` whose tokens are normed first, whole or in groups."""
     case = make(rng, block)
     groups = _one(rng, tuple(n for n in (1, 1, 1, 2, 3, 4) if case.dims["K"] % n == 0))
-    dims = {**case.dims, "E": case.dims["K"] // groups}
-    return replace(case, dims=dims, attrs={**case.attrs, "norm_eps": float(_one(rng, (1e-6, 1e-5)))})
+    return normed(case, "K", groups, float(_one(rng, (1e-6, 1e-5))))
 
 
 def _attention(rng: Rng, _block: int) -> Case:

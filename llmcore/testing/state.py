@@ -194,12 +194,20 @@ def check_writer(
     for name, array in want.items():
         compare(name, outputs[name], array, factor)
     cache.check_untouched(slots)
+    if (
+        want and setting.kv_dtype != "float32"
+    ):  # made by the kernel, a little differently: some are rounded to a neighbour
+        factor = slack * tolerances.relative(setting.dtype, exact=False)
     _read_back(cache, cache.kept(keys), cache.kept(vals), slots, factor)
 
 
 def _read_back(cache: Cache, keys: Array, values: Array, slots: Array, factor: float) -> None:
-    """Each page as a sequence of its own, seen by one query: the cases fill pages from their beginning."""
-    heads, scale = cache.heads, cache.heads.head_dim**-0.5
+    """Each page as a sequence of its own, seen by one query: the cases fill pages from their beginning.
+
+    Scores are about 1 however large the keys are: a softmax of large ones is a choice that roundings make.
+    """
+    heads, size = cache.heads, float(np.sqrt(np.mean(keys.astype(np.float64) ** 2))) if keys.size else 1.0
+    scale = heads.head_dim**-0.5 / max(size, 1e-6)
     used, counts = np.unique(slots // heads.page_size, return_counts=True)
     index = {
         "query_starts": np.arange(len(used), dtype=np.int32),

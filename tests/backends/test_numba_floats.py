@@ -34,17 +34,28 @@ def machine() -> Machine:
     return Machine()
 
 
-def _kernel(op: str, name: str, *, exact: bool = True) -> KernelInfo:
+PRODUCTS = [op for op in FLOAT_OPS if "qkv" not in op]
+
+
+def _fitting(op: str, name: str, exact: bool) -> list[KernelInfo]:
     fitting = [kernel for kernel in BACKEND.kernels if kernel.op == op and kernel.formats == (name,)]
-    return next(kernel for kernel in fitting if kernel.exact is exact)
+    return [kernel for kernel in fitting if kernel.exact is exact]
+
+
+def _kernel(op: str, name: str, *, exact: bool = True) -> KernelInfo:
+    return next(kernel for kernel in _fitting(op, name, exact) if not kernel.target.endswith("_alone"))
+
+
+def _kernels(kernel: KernelInfo, tokens: int) -> list[KernelInfo]:
+    """``kernel``, and what is bound in its place for one token."""
+    same = _fitting(kernel.op, kernel.formats[0], kernel.exact)
+    return [kernel, *(each for each in same if each.target == f"{kernel.target}_alone" and tokens == 1)]
 
 
 def _cases() -> list[Any]:
     """Every op with every format, and BF16 with rounded tokens where the processor multiplies them."""
     found = []
-    for op, (name, exact) in itertools.product(
-        FLOAT_OPS, [*((name, True) for name in FLOAT_PACKINGS), ("BF16", False)]
-    ):
+    for op, (name, exact) in itertools.product(PRODUCTS, [*((name, True) for name in FLOAT_PACKINGS), ("BF16", False)]):
         lacking = not exact and not processor().has("avx512bf16")
         marks = [pytest.mark.skip("needs AVX512 BF16")] if lacking else []
         if op != "linear" and name == "F16":
@@ -59,7 +70,7 @@ def _values(kernel: KernelInfo, dims: dict[str, int]) -> Values:
     spec = ops.get(kernel.op)
     weights = dict.fromkeys((p.name for p in spec.of("weight") if p.type == "any"), kernel.formats[0])
     present = ("bias",) if dims["N"] % 2 and kernel.op in ("linear", "linear_add") else ()
-    return make_values(spec, Case(dims, present=present), weights, "float32", 0)
+    return make_values(spec, Case({**dims, "E": dims["K"]}, present=present), weights, "float32", 0)
 
 
 def _first(values: Values, count: int) -> Values:
@@ -86,7 +97,7 @@ def test_packing_keeps_every_weight(name: str, rows: int, columns: int) -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_tokens_are_rounded_only_where_that_is_faster_and_wanted(exact: bool) -> None:
     registry = Registry(Plugins(backends={BACKEND.name: BACKEND}), Preference((BACKEND.name,), exact=exact))
-    for op in FLOAT_OPS:
+    for op in PRODUCTS:
         dims = {"M": 1, "K": 33, "N": 17, "F": 17}
         formats = {param.name: "BF16" for param in ops.get(op).of("weight") if param.type == "any"}
         chosen = registry.choose(NodeView(op, "", dims=dims, formats=formats)).kernel
@@ -102,16 +113,18 @@ def test_odd_sizes(kernel: KernelInfo, machine: Machine) -> None:
     for inner, outer in every:
         dims = {"M": TOKENS[-1], "K": inner, "N": outer, "F": outer}
         values = _values(kernel, dims)
-        together = execute(kernel, values, dims, {}, Setting(machine, threads=3))[output]
+        attrs, sizes = dict.fromkeys(ops.get(kernel.op).attrs, 1e-5), {**dims, "E": inner}
+        together = execute(kernel, values, sizes, attrs, Setting(machine, threads=3))[output]
         factor = tolerances.relative("float32", exact=kernel.exact)
         if output == "ids":
             compare_choice(output, together, expected(ops.get("linear"), values, {})["y"], factor)
         else:
-            compare(output, together, expected(ops.get(kernel.op), values, {})["y"], factor)
+            compare(output, together, expected(ops.get(kernel.op), values, attrs)["y"], factor)
         for count in TOKENS[:-1]:
             setting = Setting(machine, threads=1 + count % 3, skewed=count % 2 == 1)
-            alone = execute(kernel, _first(values, count), {**dims, "M": count}, {}, setting)[output]
-            np.testing.assert_array_equal(alone, together[:count])
+            for each in _kernels(kernel, count):
+                alone = execute(each, _first(values, count), {**sizes, "M": count}, attrs, setting)[output]
+                np.testing.assert_array_equal(alone, together[:count])
 
 
 @pytest.mark.parametrize("kernel", [case for case in _cases() if case.id in ("linear-F32", "linear-BF16-rounded")])

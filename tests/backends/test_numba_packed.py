@@ -8,6 +8,7 @@ import pytest
 from llmcore import ops
 from llmcore.errors import CheckpointError
 from llmcore.hookspecs import KernelInfo
+from llmcore.native.machine import machine
 from llmcore.ops import Case
 from llmcore.testing.invoke import Machine, Setting, execute
 from llmcore.testing.operands import Values, make_values, random_weight, stored
@@ -62,12 +63,11 @@ def test_packing_keeps_every_weight(name: str, rows: int, groups: int) -> None:
     assert not weights[rows:].any()
 
 
-def _kernel(op: str, name: str, tokens: int, kv_dtype: str = "") -> KernelInfo:
+def _kernel(op: str, name: str, tokens: int, kv_dtype: str = "", *, exact: bool = False) -> KernelInfo:
     """What is bound for steps of so many tokens."""
     fitting = [kernel for kernel in BACKEND.kernels if kernel.op == op and kernel.formats == (name,)]
-    alone, general = (
-        kernel for kernel in fitting if not kernel.exact and (kv_dtype in kernel.kv_dtypes or not kv_dtype)
-    )
+    fitting = [kernel for kernel in fitting if kernel.exact is exact and kv_dtype in ("", *kernel.kv_dtypes)]
+    alone, general = fitting
     return general if tokens > 1 else alone
 
 
@@ -145,19 +145,31 @@ def test_flaws_are_not_hidden() -> None:
 QKV = ("qkv_rope_kv_write", "rms_norm_qkv_rope_kv_write")
 SHAPES = (  # heads, key heads, head_dim, pairs, interleaved, optional parameters
     (4, 2, 64, 32, False, ()),
-    (3, 3, 16, 8, True, ("bq", "bk", "bv")),
-    (2, 1, 80, 30, False, ("nq", "nk")),
+    (3, 3, 32, 8, True, ("bq", "bk", "bv")),
+    (2, 1, 96, 30, False, ("nq", "nk")),
 )
 
 
 @pytest.mark.parametrize("op", QKV)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("name", "kv_dtype"), [("Q8_0", "float32"), ("Q4_1", "bfloat16"), ("Q8_0", "int8")])
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "exact"),
+    [
+        ("Q8_0", "float32", False),
+        ("Q4_1", "bfloat16", False),
+        ("Q8_0", "int8", False),
+        ("F32", "float32", True),
+        ("BF16", "int8", True),
+        ("BF16", "bfloat16", False),
+    ],
+)
 def test_a_token_alone_gets_the_bits_of_one_among_others(
-    op: str, shape: tuple[int, int, int, int, bool, tuple[str, ...]], name: str, kv_dtype: str
+    op: str, shape: tuple[int, int, int, int, bool, tuple[str, ...]], name: str, kv_dtype: str, exact: bool
 ) -> None:
     """A head at a time by whoever takes it, or in three stages: the same queries, and the same pages."""
     heads, kv_heads, head_dim, pairs, interleaved, present = shape
+    if not exact and name == "BF16" and not machine().has("avx512bf16"):
+        pytest.skip("needs AVX512 BF16")
     sizes = {"K": 192, "E": 64, "D": heads * head_dim, "G": kv_heads * head_dim, "C": head_dim, "P": 9, "F": pairs}
     attrs = {"head_dim": head_dim, "page_size": 16, "interleaved": interleaved, "eps": 1e-6, "norm_eps": 1e-5}
     spec = ops.get(op)
@@ -174,7 +186,7 @@ def test_a_token_alone_gets_the_bits_of_one_among_others(
     for given, tokens, threads in ((values.arrays, 2, 1), (first, 1, 1), (first, 1, 2)):
         setting = Setting(Machine(), kv_dtype=kv_dtype, threads=threads)
         cache = Cache(BACKEND, Heads(kv_heads, head_dim, 16), 2, setting)
-        kernel = _kernel(op, name, tokens, kv_dtype)
+        kernel = _kernel(op, name, tokens, kv_dtype, exact=exact)
         got = execute(kernel, Values(given, values.stored), {**two, "T": tokens}, attrs, setting, cache.memory)
         found.append((got["q"][0], cache.memory.array[1].copy()))
     for q, page in found[1:]:
