@@ -126,6 +126,7 @@ class Runner:
         self._ids = self.outputs["ids"].data
         largest = [self._fused(head, self.sizes.tokens) for head in self.graphs]
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
+        self.compiler.compile((self._fused("ids", bucket), self._bounds(bucket)) for bucket in self.buckets)
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
 
     def _rounded(self, stateful: list[Node]) -> bool:

@@ -18,6 +18,8 @@ from llmcore.graph.memory import Plan, plan
 from llmcore.graph.segments import BoundCall, CallSegment, NativeRow, NativeSegment, Segment, bits
 from llmcore.graph.weight_store import WeightStore
 from llmcore.layers.base import Const, State
+from llmcore.native import LOOPS
+from llmcore.native.build import compile_missing, missing
 from llmcore.native.code import loader
 from llmcore.ops import Param
 from llmcore.plugins import resolve
@@ -122,12 +124,26 @@ class Compiler:
         """A kernel for every node; raises :class:`RegistryError` for a node that no backend has one for."""
         return [self.registry.choose(self.view(node, sizes)) for node in graph.nodes]
 
+    def compile(self, steps: Iterable[tuple[Graph, Mapping[str, int]]]) -> None:
+        """Compiles what programs of these graphs and sizes will need and no process has compiled before, all at once.
+
+        Where nothing of the first is missing, the others are not looked at: they will be when they are built.
+        """
+        targets: list[str] = []
+        for graph, sizes in steps:
+            kernels = [choice.kernel for choice in self.choose(graph, sizes) if choice.kernel.abi == "native"]
+            targets += (target for kernel in kernels for target in (*kernel.before, kernel.target))
+            if not missing(targets):
+                return
+        compile_missing([*targets, *LOOPS], self.registry.preference.threads)
+
     def build(self, graph: Graph, sizes: Mapping[str, int]) -> Program:
         """Binds ``graph`` for steps of up to ``sizes``.
 
         Raises:
             RegistryError: a node that no backend has a kernel for, naming what each lacks.
         """
+        self.compile([(graph, sizes)])
         choices = self.choose(graph, sizes)
         for backend in {choice.backend for choice in choices}:
             self.registry.prepare(backend)

@@ -26,3 +26,4 @@ not yet the flag of the thread that made it, and begin to read what that one sti
 
 HEADER = 2  # operands before the first tensor
 SCRATCH_BYTES = 1 << 20  # per thread
+LOOPS = tuple(f"llmcore.native.loop:{name}" for name in ("prepare", "run", "serve", "stop"))  # what runs the rows

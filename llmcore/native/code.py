@@ -137,7 +137,7 @@ def _prune(kernels: Path, package: str) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _file_of(target: str) -> Path | None:
+def file_of(target: str) -> Path | None:
     """Where the code of ``module:function`` is kept, if anywhere."""
     package = _package_of(target.partition(":")[0])
     folder = cache_folder(package) if package else None
@@ -154,7 +154,8 @@ def _keep(file: Path, code: MachineCode) -> None:
         warnings.warn(f"compiled kernels are not kept: {error}", CompileWarning, stacklevel=3)
 
 
-def _kept(file: Path | None) -> MachineCode | None:
+def kept(file: Path | None) -> MachineCode | None:
+    """The code in a file; None where there is none, or it is damaged."""
     if file is None:
         return None
     try:
@@ -164,7 +165,7 @@ def _kept(file: Path | None) -> MachineCode | None:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[None]:
+def progress(name: str) -> Iterator[None]:
     """Says on a terminal what is being compiled, on one line that is gone afterwards."""
     shown = sys.stderr.isatty()
     if shown:
@@ -174,6 +175,21 @@ def _progress(name: str) -> Iterator[None]:
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def compile_kept(target: str) -> bool:
+    """Compiles what ``target`` names into the cache directory; False where that is not possible.
+
+    An empty file says that there is nothing to compile.
+    """
+    source, file = resolve(target), file_of(target)
+    if file is None:
+        return False
+    if not isinstance(source, Compilable):
+        file.touch()
+        return False
+    _keep(file, source.compile())
+    return file.exists()
 
 
 # --- linking it into this process ---
@@ -208,7 +224,7 @@ class Loader:
             return self._linked[target]
 
     def _find(self, target: str) -> int:
-        code = _kept(_file_of(target))
+        code = kept(file_of(target))
         if code is not None:
             return self.link(code)
         source = resolve(target)
@@ -219,15 +235,15 @@ class Loader:
     def own(self, name: str, source: Compilable) -> int:
         """The address of something compilable at hand; kept under ``name``, ``module:function``, if it has a file."""
         with self._lock:
-            code = _kept(_file_of(name))
+            code = kept(file_of(name))
             return self.link(code) if code else self._compile(name, source)
 
     def _compile(self, target: str, source: Compilable) -> int:
-        with _progress(target.partition(":")[2]):
+        with progress(target.partition(":")[2]):
             code = source.compile()
         self.compiled += 1
         address = self.link(code)
-        file = _file_of(target)
+        file = file_of(target)
         if file is not None:
             _keep(file, code)
         return address

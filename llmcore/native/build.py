@@ -1,0 +1,92 @@
+"""Compiling several kernels at once, in child processes: a compiler keeps one processor busy, and its memory after it.
+
+The children write to the cache directory, from where this process links. What they cannot compile is left to
+:meth:`llmcore.native.code.Loader.address`, which will raise what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from llmcore.native.code import compile_kept, file_of, progress
+
+FEWEST = 3  # to compile fewer takes no longer than it takes children to start
+
+CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import llmcore.native.build as b; b.serve()"
+
+
+def missing(targets: Iterable[str]) -> list[str]:
+    """Those of ``targets`` that the cache directory could have, but has not."""
+    files = {target: file_of(target) for target in dict.fromkeys(targets)}
+    return [target for target, file in files.items() if file is not None and not file.exists()]
+
+
+def compile_missing(targets: Iterable[str], processes: int) -> int:
+    """Compiles those of ``targets`` that the cache directory lacks, on ``processes`` at once.
+
+    Returns how many it has compiled: none where there are few, or only one processor to use.
+    """
+    lacking = missing(targets)
+    if len(lacking) < FEWEST or processes < 2 or not sys.executable:
+        return 0
+    waiting, done = deque(lacking), [0]
+    with progress(f"{len(lacking)} kernels"):
+        helpers = [_Helper(waiting, done) for _ in range(min(processes, len(lacking)))]
+        try:
+            for helper in helpers:
+                helper.start()
+            for helper in helpers:
+                helper.join()
+        finally:
+            for helper in helpers:
+                helper.stop()
+    return done[0]
+
+
+class _Helper(threading.Thread):
+    """Feeds one child process with targets, one after the other, while there are some."""
+
+    def __init__(self, waiting: deque[str], done: list[int]) -> None:
+        super().__init__(daemon=True)
+        self._waiting, self._done = waiting, done
+        command = [sys.executable, "-c", CHILD, json.dumps(sys.path)]
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, text=True)
+
+    def run(self) -> None:
+        """Until nothing is left, or the child has ended."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        try:
+            while self._waiting:
+                print(self._waiting.popleft(), file=self._child.stdin, flush=True)
+                answer = self._child.stdout.readline()
+                if not answer:
+                    return
+                self._done[0] += answer == "kept\n"
+        except (IndexError, OSError, ValueError):  # another took the last one; the child has ended, or was stopped
+            return
+
+    def stop(self) -> None:
+        """Ends the child."""
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def serve() -> None:
+    """The child's side: compiles what comes in, a target on each line, and answers each."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # a kernel's module may print
+    for line in sys.stdin:
+        try:
+            made = compile_kept(line.strip())
+        except Exception:  # the parent will meet it too, and say what it is
+            made = False
+        print("kept" if made else "left", file=answers, flush=True)
