@@ -1,4 +1,4 @@
-"""Kernels compiled by child processes: kept where this process finds them, and what goes wrong is left to this process."""
+"""Kernels compiled by child processes: kept where this process finds them; what goes wrong is left to this process."""
 
 from __future__ import annotations
 
