@@ -105,6 +105,10 @@ class RequestError(LlmcoreError):
         self.field = field
 
 
+class GenerationError(LlmcoreError):
+    """A request that was accepted has failed on the way: a number that is none, a kernel that raised."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A remedy sentence for an unknown ``name``: the nearest known names, and all that exist."""
     names = sorted(known)

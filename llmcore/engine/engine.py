@@ -67,7 +67,13 @@ class Engine:
         self._lock = RLock()  # one step, or one change of what the next one holds, at a time
 
     def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Request:
-        """Queues a request.
+        """Queues a request; arguments and errors as for :meth:`request`."""
+        request = self.request(prompt_ids, params, continues=continues)
+        self.enqueue(request)
+        return request
+
+    def request(self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Request:
+        """A request that can be queued. Waits for no step that is under way, as :meth:`enqueue` does.
 
         Args:
             continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
@@ -81,19 +87,23 @@ class Engine:
             )
         ids = checked_ids(prompt_ids, self.runner.vocab)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        with self._lock:
-            request = Request(next(self._ids), ids, params, seed)
-            self.scheduler.add(request)
-            self.live[request.id] = self._live(request, continues=continues)
+        request = Request(next(self._ids), ids, params, seed, continues=continues)
+        self.scheduler.check(request)
         return request
 
-    def _live(self, request: Request, *, continues: bool) -> Live:
+    def enqueue(self, request: Request) -> None:
+        """Queues what :meth:`request` has made."""
+        with self._lock:
+            self.scheduler.add(request)
+            self.live[request.id] = self._live(request)
+
+    def _live(self, request: Request) -> Live:
         params, limit = request.params, self.scheduler.max_context
         if params.max_tokens is not None:
             limit = min(limit, len(request.prompt_ids) + params.max_tokens)
         ends = self.eos_ids.difference(self.eos_ids if params.ignore_eos else ()).union(params.stop_token_ids)
         stops = StopStrings(params.stop) if params.stop else None
-        return Live(request, Detokenizer(self.tokenizer, continues=continues), stops, ends, limit)
+        return Live(request, Detokenizer(self.tokenizer, continues=request.continues), stops, ends, limit)
 
     def abort(self, request: Request) -> None:
         """Ends ``request`` now and frees its pages; nothing happens if it has ended."""

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RequestError
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Delta(NamedTuple):
     Attributes:
         text: new text; may be empty while a character or a possible stop text is incomplete.
         token_ids: new tokens.
-        finish_reason: set on the last one: ``stop`` (end token or stop text), ``length``, ``abort``.
+        finish_reason: set on the last one: ``stop`` (end token or stop text), ``length``, ``abort``, ``error``.
     """
 
     request_id: int
@@ -48,18 +48,22 @@ class Request:
         computed: how many of them have their keys and values in the cache.
         pages: the cache pages that hold these, in order.
         seed: of the draw; one is made where the parameters have none.
+        continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
         deltas: what came out and was not taken yet.
+        error: what went wrong, where ``finish_reason`` is ``error``.
     """
 
     id: int
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
+    continues: bool = True
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     deltas: deque[Delta] = field(default_factory=deque)
+    error: str = ""
 
     def __post_init__(self) -> None:
         """Starts with the prompt."""

@@ -88,9 +88,10 @@ class Collector:
     def drain(self) -> None:
         """Takes the request's new deltas, now."""
         while self.request.deltas:
-            self._add(self.request.deltas.popleft())
+            self.add(self.request.deltas.popleft())
 
-    def _add(self, delta: Delta) -> None:
+    def add(self, delta: Delta) -> None:
+        """Takes a delta that has come now."""
         self.last = time.perf_counter()
         self.first = self.first or self.last
         self.text.append(delta.text)

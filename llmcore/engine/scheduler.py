@@ -38,8 +38,8 @@ class Scheduler:
         """Whether any request is unfinished."""
         return bool(self.waiting or self.running)
 
-    def add(self, request: Request) -> None:
-        """Queues ``request``; raises :class:`RequestError` if it could never run."""
+    def check(self, request: Request) -> None:
+        """Raises :class:`RequestError` if ``request`` could never run."""
         room = self.max_context - len(request.prompt_ids)
         if room < 1:
             raise RequestError(
@@ -47,6 +47,10 @@ class Scheduler:
                 field="prompt",
                 remedy="shorten it, or raise engine.max_context (and engine.kv_pages)",
             )
+
+    def add(self, request: Request) -> None:
+        """Queues ``request``; raises :class:`RequestError` if it could never run."""
+        self.check(request)
         self.waiting.append(request)
 
     def schedule(self) -> list[Scheduled]:

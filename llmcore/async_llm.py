@@ -1,0 +1,184 @@
+"""The Python API for asyncio: many requests of one event loop, answered in continuous batches.
+
+async with AsyncLLM(LLM("smollm2")) as llm:
+    async for delta in llm.stream("The capital of France is"):
+        print(delta.text, end="")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from llmcore.engine.background import Background, Outcome
+from llmcore.engine.request import Delta, FinishReason, Request
+from llmcore.engine.results import Collector, Completion
+from llmcore.engine.sampling_params import SamplingParams
+from llmcore.errors import GenerationError
+from llmcore.llm import LLM, Prompt
+
+if TYPE_CHECKING:
+    from llmcore.text.chat import Message
+
+LONG = 4096  # characters: a longer text is encoded in another thread, so that the event loop goes on
+
+
+class AsyncStream(AsyncIterator[Delta]):
+    """Deltas of one request as they come. One that is closed or dropped aborts its request."""
+
+    def __init__(self, llm: AsyncLLM, request: Request) -> None:
+        """``request`` has been submitted."""
+        self.request = request
+        self._llm = llm
+        self._deltas: deque[Delta] = deque()
+        self._ended = False
+        self._wakeup: asyncio.Future[None] | None = None
+
+    def put(self, delta: Delta) -> None:
+        """Adds a delta, in the event loop."""
+        self._deltas.append(delta)
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def __anext__(self) -> Delta:
+        """The next delta.
+
+        Raises:
+            GenerationError: the request has failed; what has come before it stays.
+        """
+        while not self._deltas:
+            if self._ended:
+                raise StopAsyncIteration
+            self._wakeup = asyncio.get_running_loop().create_future()
+            try:
+                await self._wakeup
+            finally:
+                self._wakeup = None
+        delta = self._deltas.popleft()
+        self._ended = delta.finish_reason is not None
+        if delta.finish_reason == "error":
+            raise GenerationError(self.request.error or "the request has failed")
+        return delta
+
+    def close(self) -> None:
+        """Aborts the request if it has not ended; nothing more comes."""
+        if not self._ended:
+            self._ended = True
+            self._llm.forget(self.request)
+        self._deltas.clear()
+
+    async def aclose(self) -> None:
+        """As :meth:`close`."""
+        self.close()
+
+    def __del__(self) -> None:
+        """A dropped stream leaves nothing behind in the engine."""
+        self.close()
+
+
+class AsyncLLM:
+    """One model for the requests of one event loop; its engine steps in a thread of its own."""
+
+    def __init__(self, llm: LLM) -> None:
+        """Takes ``llm`` over, from within the event loop: nobody else runs its engine until it is closed."""
+        self.llm = llm
+        self._loop = asyncio.get_running_loop()
+        self._streams: WeakValueDictionary[int, AsyncStream] = WeakValueDictionary()  # a dropped one aborts
+        self._background = Background(llm.engine, self._deliver)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have not ended."""
+        return self._background.unfinished
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What ended the engine, if anything has: nothing is answered any more."""
+        return self._background.failed
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True) -> AsyncStream:
+        """Deltas of one answer as they come.
+
+        Args:
+            continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
+
+        Raises:
+            RequestError: a prompt or parameter that cannot be served.
+        """
+        request = self.llm.engine.request(self.llm.encode(prompt), params or SamplingParams(), continues=continues)
+        stream = AsyncStream(self, request)
+        self._streams[request.id] = stream
+        self._background.submit(request)
+        return stream
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
+    ) -> Completion:
+        """A whole answer; raises what :meth:`stream` and its deltas raise."""
+        started = time.perf_counter()
+        ids = await self.encode(prompt)
+        stream = self.stream(ids, params, continues=continues)
+        collector = Collector(stream.request, started)
+        try:
+            async for delta in stream:
+                collector.add(delta)
+        finally:
+            stream.close()
+        return collector.completion()
+
+    async def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """The assistant's answer to a conversation, by the model's chat template."""
+        return await self.generate(await self.chat_ids(messages), params, continues=False)
+
+    async def encode(self, prompt: Prompt) -> Sequence[int]:
+        """A prompt's token ids."""
+        if isinstance(prompt, str) and len(prompt) > LONG:
+            return await asyncio.to_thread(self.llm.encode, prompt)
+        return self.llm.encode(prompt)
+
+    async def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation's token ids; the template is run in another thread, since a model's may take long."""
+        return await asyncio.to_thread(self.llm.chat_ids, messages)
+
+    def forget(self, request: Request, reason: FinishReason = "abort") -> None:
+        """Ends a request; its stream gets nothing more, unless ``reason`` is ``error``."""
+        if reason == "abort":
+            self._streams.pop(request.id, None)
+        self._background.abort(request, reason)
+
+    def fail_all(self, why: str) -> None:
+        """Ends all requests with an error."""
+        for stream in list(self._streams.values()):
+            stream.request.error = why
+            self.forget(stream.request, "error")
+
+    def close(self) -> None:
+        """Ends every request, the engine's thread and the model."""
+        self._background.close()
+        self.llm.close()
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        """From the engine's thread to the event loop, once for all that a step brought."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._hand_out, outcome)
+
+    def _hand_out(self, outcome: Outcome) -> None:
+        for request, delta in outcome:
+            stream = self._streams.get(request.id)
+            if stream is not None:
+                stream.put(delta)
+                if delta.finish_reason is not None:
+                    self._streams.pop(request.id, None)

@@ -1,0 +1,130 @@
+"""An engine that steps in a thread of its own, for callers that must not wait for a step: an event loop, a server.
+
+What callers want is left in an inbox, which the thread empties between two steps; what came out of a step goes to one
+function, all requests' deltas at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from llmcore.engine.engine import Engine
+from llmcore.engine.request import Delta, FinishReason, Request
+
+Outcome = list[tuple[Request, Delta]]
+"""What a step, or the end of requests, brought; in order for every request."""
+
+
+class Background:
+    """The thread, and the requests that it was given.
+
+    Attributes:
+        failed: what ended the thread, if it has ended by itself: nothing is answered any more.
+    """
+
+    def __init__(self, engine: Engine, deliver: Callable[[Outcome], None]) -> None:
+        """Starts the thread. It calls ``deliver`` between two steps, so that must not take long."""
+        self.engine = engine
+        self.failed: BaseException | None = None
+        self._deliver = deliver
+        self._open: dict[int, Request] = {}  # what has not ended
+        self._inbox: deque[tuple[Callable[[Request], None], Request]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="llmcore-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that were submitted and have not ended."""
+        return len(self._open) + len(self._inbox)
+
+    def submit(self, request: Request) -> None:
+        """Queues what :meth:`Engine.request` has made."""
+        self._leave(self._begin, request)
+
+    def abort(self, request: Request, reason: FinishReason = "abort") -> None:
+        """Ends ``request`` before the next step; its last delta says ``reason``. Nothing happens if it has ended."""
+        self._leave(self._end if reason == "abort" else self._fail, request)
+
+    def close(self) -> None:
+        """Ends every request, and the thread; what is left in the inbox is ended too."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _leave(self, action: Callable[[Request], None], request: Request) -> None:
+        with self._changed:
+            if self.failed is not None or self._closing:
+                self._deliver([(request, Delta(request.id, "", finish_reason="abort"))])
+                return
+            self._inbox.append((action, request))
+            self._changed.notify()
+
+    # -- in the thread
+
+    def _serve(self) -> None:
+        try:
+            while self._wait():
+                while self._inbox:
+                    action, request = self._inbox.popleft()
+                    action(request)
+                self.engine.step()
+                self._collect()
+        except BaseException as error:  # a bug, or no memory: whoever waits is told
+            self.failed = error
+        finally:
+            with self._changed:
+                self._closing = True
+            self._end_all()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False when the thread is to end."""
+        with self._changed:
+            while not (self._inbox or self.engine.busy or self._closing):
+                self._changed.wait()
+            return not self._closing
+
+    def _begin(self, request: Request) -> None:
+        self._open[request.id] = request
+        self.engine.enqueue(request)
+
+    def _end(self, request: Request) -> None:
+        if request.id in self._open:
+            self.engine.abort(request)
+            request.deltas.append(Delta(request.id, "", finish_reason="abort"))
+            self._collect()
+
+    def _fail(self, request: Request) -> None:
+        if request.id in self._open:
+            self.engine.abort(request)
+            request.finish_reason = "error"
+            request.deltas.append(Delta(request.id, "", finish_reason="error"))
+            self._collect()
+
+    def _collect(self) -> None:
+        """Delivers what requests have got; those that have ended are let go."""
+        outcome: Outcome = []
+        for request in list(self._open.values()):
+            while request.deltas:
+                outcome.append((request, request.deltas.popleft()))
+            if request.finish_reason is not None:
+                del self._open[request.id]
+        if outcome:
+            self._deliver(outcome)
+
+    def _end_all(self) -> None:
+        reason: FinishReason = "abort" if self.failed is None else "error"
+        for action, request in self._inbox:
+            if action == self._begin:
+                self._open[request.id] = request
+        self._inbox.clear()
+        for request in self._open.values():
+            self.engine.abort(request)
+            request.finish_reason = reason
+            request.error = request.error or ("" if self.failed is None else f"the engine has failed: {self.failed}")
+            request.deltas.append(Delta(request.id, "", finish_reason=reason))
+        self._collect()
