@@ -56,6 +56,10 @@ RANGES = {
     "engine.page_size": Range(1, 4096),
     "engine.kv_pages": Range(0, 2**24),
     "engine.buckets": Range(1, 65536),
+    "server.port": Range(0, 65535),
+    "server.max_waiting": Range(1, 1 << 20),
+    "server.max_body_mb": Range(1, 1024),
+    "server.drain_s": Range(0, 86400),
 }
 
 

@@ -119,6 +119,28 @@ class WeightsConfig:
 
 
 @dataclass
+class ServerConfig:
+    """``llmcore serve``.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        model_name: what clients call the model; empty for its reference.
+        api_key_env: the environment variable that has the key which clients must show.
+        max_waiting: answers that are under way or wait, at most; further requests get 429.
+        max_body_mb: of a request, in MiB.
+        drain_s: seconds that answers under way have to end when the server is told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model_name: str = ""
+    api_key_env: str = "LLMCORE_API_KEY"
+    max_waiting: int = 256
+    max_body_mb: int = 16
+    drain_s: float = 30.0
+
+
+@dataclass
 class Config:
     """All settings of a command.
 
@@ -138,6 +160,7 @@ class Config:
     seed: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
     cache_dir: str | None = None
 
 

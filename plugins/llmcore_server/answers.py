@@ -1,0 +1,127 @@
+"""Answers in OpenAI's words: objects, chunks of a stream, log-probabilities, usage."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmcore.engine.request import Delta, Request, TokenLogprobs
+from llmcore.engine.results import Completion
+from llmcore.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Usage:
+    """Tokens of all answers to one call."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+    def add(self, request: Request, completion: int) -> None:
+        """Another answer; the prompt that several have in common is counted once by the caller."""
+        self.completion += completion
+        self.cached += getattr(request, "cached", 0)
+
+    def body(self) -> dict[str, Any]:
+        """As it is sent."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": min(self.cached, self.prompt)},
+        }
+
+
+@dataclass
+class Writer:
+    """Writes the answers to one call.
+
+    Attributes:
+        chat: whether it is a conversation.
+        model: the name that the client used.
+    """
+
+    chat: bool
+    model: str
+    tokenizer: Tokenizer
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        """Draws an id."""
+        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+    def whole(self, answers: Iterable[Completion], usage: Usage, echoes: Iterable[str]) -> dict[str, Any]:
+        """All answers at once; ``echoes`` are the prompts' texts that stand before them."""
+        choices = [self._choice(i, answer, echo) for i, (answer, echo) in enumerate(zip(answers, echoes, strict=True))]
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._envelope(kind, choices), "usage": usage.body()}
+
+    def _choice(self, index: int, answer: Completion, echo: str) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
+        if self.chat:
+            choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+        else:
+            choice["text"] = echo + answer.text
+        choice["logprobs"] = self.logprobs(answer.logprobs, len(echo)) if answer.logprobs else None
+        return choice
+
+    def first_chunk(self, index: int, echo: str) -> dict[str, Any] | None:
+        """What a choice of a stream begins with, if anything."""
+        if self.chat:
+            delta = {"role": "assistant", "content": ""}
+            return self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+        return self._chunk({"index": index, "text": echo, "logprobs": None, "finish_reason": None}) if echo else None
+
+    def chunk(self, index: int, delta: Delta, offset: int) -> dict[str, Any]:
+        """One piece of a choice; ``offset`` characters came before it."""
+        logprobs = self.logprobs(delta.logprobs, offset) if delta.logprobs else None
+        choice: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+        if self.chat:
+            choice["delta"] = {"content": delta.text} if delta.text or delta.finish_reason is None else {}
+        else:
+            choice["text"] = delta.text
+        return self._chunk(choice)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """The last piece, where usage was asked for."""
+        return {**self._envelope(self._chunks, []), "usage": usage.body()}
+
+    @property
+    def _chunks(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return self._envelope(self._chunks, [choice])
+
+    def logprobs(self, tokens: Iterable[TokenLogprobs], offset: int) -> dict[str, Any]:
+        """Log-probabilities of some tokens, whose text begins ``offset`` characters into the answer."""
+        if self.chat:
+            return {"content": [self._chat_logprobs(token) for token in tokens], "refusal": None}
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token in tokens:
+            text = self._text(token.token_id)
+            found["tokens"].append(text)
+            found["token_logprobs"].append(token.logprob)
+            found["top_logprobs"].append({self._text(other): value for other, value in token.top})
+            found["text_offset"].append(offset)
+            offset += len(text)
+        return found
+
+    def _chat_logprobs(self, token: TokenLogprobs) -> dict[str, Any]:
+        top = [self._named(other, value) for other, value in token.top]
+        return {**self._named(token.token_id, token.logprob), "top_logprobs": top}
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self.tokenizer.token_bytes(token)
+        return {"token": self._text(token), "logprob": max(logprob, -9999.0), "bytes": list(data)}
+
+    def _text(self, token: int) -> str:
+        return self.tokenizer.token_bytes(token).decode("utf-8", "replace")

@@ -1,0 +1,176 @@
+"""The routes. Every answer that is an error has OpenAI's shape."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmcore.errors import LlmcoreError
+from llmcore_server import completions
+from llmcore_server.fields import ChatFields, CompletionFields, DetokenizeFields, Fields, TokenizeFields
+from llmcore_server.refusals import Refusal, refused
+from llmcore_server.service import Service
+
+LOG = logging.getLogger("llmcore.server")
+OPEN_PATHS = ("/health",)  # answered without a key
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Body = TypeVar("Body", bound=Fields)
+Start = Callable[[], Awaitable[None]]
+
+
+class Guard:
+    """Turns away who has no key, before anything is read."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._key = f"Bearer {api_key}".encode() if api_key else b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what may pass."""
+        if scope["type"] == "http" and self._key and scope["path"] not in OPEN_PATHS:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._key):
+                refusal = Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
+                await refusal.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def body_of(request: Request, kind: type[Body], limit: int) -> Body:
+    """The body as ``kind`` says it must be.
+
+    Raises:
+        Refusal: 413 where it is longer than ``limit`` bytes.
+        ValidationError: it is something else.
+    """
+    said = request.headers.get("content-length", "0")
+    if said.isdigit() and int(said) > limit:
+        raise _too_long(limit)
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > limit:
+            raise _too_long(limit)
+    return kind.model_validate_json(bytes(data))
+
+
+def _too_long(limit: int) -> Refusal:
+    return Refusal(413, f"the body is longer than {limit} bytes", code="body_too_large")
+
+
+def make_app(service: Service, on_start: Start | None = None) -> ASGIApp:
+    """The server's application; ``on_start`` runs in its event loop before the first request."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if on_start is not None:
+            await on_start()
+        yield
+
+    app = FastAPI(title="llmcore", version=version("llmcore"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    _handle_errors(app)
+    _add_models(app, service)
+    _add_completions(app, service)
+    _add_tokens(app, service)
+    _add_state(app, service)
+    return Guard(app, service.limits.api_key)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def ours(_: Request, error: Exception) -> Response:
+        return refused(error).response()
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return Refusal(error.status_code, str(error.detail)).response()
+
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        LOG.error("a request failed", exc_info=error)
+        return Refusal(500, "the server has made a mistake", code="internal_error").response()
+
+    for kind in (Refusal, ValidationError, LlmcoreError):
+        app.add_exception_handler(kind, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def _add_completions(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Request) -> Response:
+        return await completions.chat(service, await body_of(request, ChatFields, service.limits.body_bytes), request)
+
+    @app.post("/v1/completions", response_model=None)
+    async def complete(request: Request) -> Response:
+        fields = await body_of(request, CompletionFields, service.limits.body_bytes)
+        return await completions.complete(service, fields, request)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def described() -> dict[str, object]:
+        spec = service.llm.llm.engine.scheduler
+        return {
+            "id": service.name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "llmcore",
+            "max_model_len": spec.max_context,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [described()]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> JSONResponse:
+        service.check_model(name)
+        return JSONResponse(described())
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> JSONResponse:
+        fields = await body_of(request, TokenizeFields, service.limits.body_bytes)
+        service.check_model(fields.model)
+        llm = service.llm
+        if (fields.prompt is None) == (fields.messages is None):
+            raise Refusal(400, "give either prompt or messages", param="prompt", code="invalid_value")
+        if fields.messages is not None:
+            ids = await llm.chat_ids(fields.messages)
+        else:
+            assert fields.prompt is not None
+            ids = llm.llm.tokenizer.encode(fields.prompt, add_special=fields.add_special_tokens)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": llm.llm.engine.scheduler.max_context})
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> JSONResponse:
+        fields = await body_of(request, DetokenizeFields, service.limits.body_bytes)
+        service.check_model(fields.model)
+        tokenizer = service.llm.llm.tokenizer
+        wrong = next((token for token in fields.tokens if not 0 <= token < tokenizer.vocab_size), None)
+        if wrong is not None:
+            raise Refusal(400, f"there is no token {wrong}", param="tokens", code="invalid_value")
+        return JSONResponse({"prompt": tokenizer.decode(fields.tokens, skip_special=False)})
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+
+    @app.get("/version")
+    async def tell_version() -> JSONResponse:
+        return JSONResponse({"version": version("llmcore")})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=METRICS_TYPE)

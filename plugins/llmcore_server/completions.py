@@ -1,0 +1,228 @@
+"""``/v1/chat/completions`` and ``/v1/completions``: one call's answers, whole or in a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from llmcore.async_llm import AsyncLLM, AsyncStream
+from llmcore.engine.request import Delta
+from llmcore.engine.results import Collector, Completion
+from llmcore.engine.sampling_params import SamplingParams
+from llmcore.errors import RequestError
+from llmcore_server.answers import Usage, Writer
+from llmcore_server.fields import ChatFields, CompletionFields
+from llmcore_server.metrics import Clock
+from llmcore_server.refusals import refused
+from llmcore_server.service import Service
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class Call:
+    """A call that was admitted.
+
+    Attributes:
+        streams: one for every answer, prompt by prompt.
+        echoes: the text before each.
+    """
+
+    writer: Writer
+    usage: Usage
+    streams: list[AsyncStream]
+    echoes: list[str]
+    clocks: list[Clock]
+
+    def close(self) -> None:
+        """Aborts what has not ended."""
+        for stream in self.streams:
+            stream.close()
+
+
+async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
+    """Answers a conversation."""
+    params = fields.sampling()
+
+    async def prompts(llm: AsyncLLM) -> list[Sequence[int]]:
+        return [await llm.chat_ids(fields.messages)]
+
+    return await _answer(service, fields, http, params, prompts, 1)
+
+
+async def complete(service: Service, fields: CompletionFields, http: Request) -> Response:
+    """Continues texts."""
+    params = fields.sampling()
+    if fields.echo and fields.logprobs is not None:
+        raise RequestError("echo with logprobs is not supported", field="echo", remedy="ask for one of them")
+
+    async def prompts(llm: AsyncLLM) -> list[Sequence[int]]:
+        return [await llm.encode(prompt) for prompt in fields.prompts]
+
+    return await _answer(service, fields, http, params, prompts, len(fields.prompts))
+
+
+async def _answer(
+    service: Service,
+    fields: ChatFields | CompletionFields,
+    http: Request,
+    params: SamplingParams,
+    prompts: Callable[[AsyncLLM], Awaitable[list[Sequence[int]]]],
+    count: int,
+) -> Response:
+    service.check_model(fields.model)
+    with service.admitted(count * fields.choices) as llm:
+        found = await prompts(llm)
+        call = _submitted(service, llm, fields, params, found)
+    if fields.stream:
+        wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
+        return StreamingResponse(
+            _events(call, wants_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+    return await _whole(call, http)
+
+
+def _submitted(
+    service: Service,
+    llm: AsyncLLM,
+    fields: ChatFields | CompletionFields,
+    params: SamplingParams,
+    prompts: list[Sequence[int]],
+) -> Call:
+    """Hands every answer to the engine; all of them or, where one is refused, none."""
+    is_chat = isinstance(fields, ChatFields)
+    writer, usage = Writer(is_chat, fields.model, llm.llm.tokenizer), Usage(sum(map(len, prompts)))
+    echo = isinstance(fields, CompletionFields) and bool(fields.echo)
+    call = Call(writer, usage, [], [], [])
+    try:
+        for ids in prompts:
+            text = llm.llm.tokenizer.decode(ids) if echo else ""
+            for choice in range(fields.choices):
+                own = params if params.seed is None else replace(params, seed=(params.seed + choice) % 2**63)
+                call.streams.append(llm.stream(ids, own, continues=not is_chat))
+                call.echoes.append(text)
+                call.clocks.append(Clock(service.metrics))
+    except BaseException:
+        call.close()
+        raise
+    return call
+
+
+# --- whole answers ---
+
+
+async def _whole(call: Call, http: Request) -> Response:
+    task = asyncio.gather(*(_collected(call, i) for i in range(len(call.streams))))
+    watcher = asyncio.create_task(_disconnected(http))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return Response(status_code=499)  # nobody is there to read it
+        answers = task.result()
+    finally:
+        watcher.cancel()
+        task.cancel()
+        call.close()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+    for stream, answer in zip(call.streams, answers, strict=True):
+        call.usage.add(stream.request, len(answer.token_ids))
+    return JSONResponse(call.writer.whole(answers, call.usage, call.echoes))
+
+
+async def _collected(call: Call, index: int) -> Completion:
+    collector = Collector(call.streams[index].request, 0.0)
+    async for delta in _timed(call, index):
+        collector.add(delta)
+    return collector.completion()
+
+
+async def _timed(call: Call, index: int) -> AsyncIterator[Delta]:
+    """The deltas of an answer, noted by its clock."""
+    clock, reason = call.clocks[index], "abort"
+    try:
+        async for delta in call.streams[index]:
+            if delta.token_ids:
+                clock.token()
+            reason = delta.finish_reason or reason
+            yield delta
+    except Exception:
+        reason = "error"
+        raise
+    finally:
+        clock.end(reason)
+
+
+async def _disconnected(http: Request) -> None:
+    """Until the client has gone."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- streams ---
+
+
+def _event(body: dict[str, Any] | None) -> bytes:
+    return b"" if body is None else b"data: " + to_json(body) + b"\n\n"
+
+
+async def _events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
+    """Server-sent events of all answers, each as its deltas come."""
+    try:
+        pieces = _choice(call, 0) if len(call.streams) == 1 else _merged(call)
+        async for piece in pieces:
+            yield piece
+        if wants_usage:
+            yield _event(call.writer.usage_chunk(call.usage))
+        yield DONE
+    except Exception as error:
+        yield _event(refused(error).body)
+    finally:
+        call.close()
+
+
+async def _choice(call: Call, index: int) -> AsyncIterator[bytes]:
+    written, tokens = len(call.echoes[index]), 0
+    head = _event(call.writer.first_chunk(index, call.echoes[index]))
+    async for delta in _timed(call, index):
+        tokens += len(delta.token_ids)
+        if delta.text or delta.logprobs or delta.finish_reason:
+            yield head + _event(call.writer.chunk(index, delta, written))
+            head = b""
+        written += len(delta.text)
+    call.usage.add(call.streams[index].request, tokens)
+
+
+async def _merged(call: Call) -> AsyncIterator[bytes]:
+    """The events of several answers, in the order in which they come."""
+    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
+
+    async def feed(index: int) -> None:
+        try:
+            async for piece in _choice(call, index):
+                queue.put_nowait(piece)
+            queue.put_nowait(None)
+        except BaseException as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(feed(index)) for index in range(len(call.streams))]
+    try:
+        left = len(tasks)
+        while left:
+            piece = await queue.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                left -= 1
+            else:
+                yield piece
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,142 @@
+"""What requests may say, field by field. What is not declared here is refused by name, never ignored.
+
+Types are strict: ``"1"`` is no number and ``true`` no integer. A field that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmcore.engine.sampling_params import MAX_STOPS, SamplingParams
+from llmcore.errors import RequestError
+
+MOST_CHOICES = 16
+MOST_TOP_LOGPROBS = 20
+MOST_PROMPTS = 64
+SEEDS = 2**63 - 1
+
+
+class Fields(BaseModel):
+    """Base of all: strict, closed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+class StreamOptions(Fields):
+    """What a stream says beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class Sampling(Fields):
+    """What both kinds of completion share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    seed: Annotated[int, Field(ge=-SEEDS, le=SEEDS)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS)] | None = None
+    ignore_eos: bool | None = None
+    user: str | None = None
+
+    def params(self, **more: Any) -> SamplingParams:
+        """As the engine takes them; ``more`` is what the two kinds say in different words.
+
+        Raises:
+            RequestError: a value that cannot be, naming the field.
+        """
+        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options are given, but no stream is asked for", field="stream_options")
+        given = {
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": self.top_p,
+            "top_k": max(self.top_k, 0) if self.top_k is not None else None,  # -1 is off too, as in vLLM
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": None if self.seed is None else self.seed % (SEEDS + 1),
+            "stop": stop or None,
+            "stop_token_ids": tuple(self.stop_token_ids) if self.stop_token_ids else None,
+            "ignore_eos": self.ignore_eos,
+        }
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None}, **more)
+
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
+
+
+class ChatFields(Sampling):
+    """A body of ``/v1/chat/completions``."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+
+    def sampling(self) -> SamplingParams:
+        """As the engine takes them."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs is given, but logprobs is not true", field="top_logprobs")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise RequestError(
+                "max_tokens and max_completion_tokens are the same", field="max_tokens", remedy="give one"
+            )
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.params(max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=logprobs)
+
+
+Ids = Annotated[list[int], Field(min_length=1)]
+
+
+class CompletionFields(Sampling):
+    """A body of ``/v1/completions``."""
+
+    prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    echo: bool | None = None
+
+    def sampling(self) -> SamplingParams:
+        """As the engine takes them; OpenAI's 16 tokens where nothing else is asked for."""
+        return self.params(max_tokens=self.max_tokens or 16, logprobs=self.logprobs)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each of the prompts."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+
+class TokenizeFields(Fields):
+    """A body of ``/tokenize``: text, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeFields(Fields):
+    """A body of ``/detokenize``."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+Kind = Literal["chat.completion", "text_completion"]
