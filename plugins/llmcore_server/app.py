@@ -145,7 +145,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         if (fields.prompt is None) == (fields.messages is None):
             raise Refusal(400, "give either prompt or messages", param="prompt", code="invalid_value")
         if fields.messages is not None:
-            ids = await llm.chat_ids(fields.messages)
+            ids = await llm.chat_ids([message.plain() for message in fields.messages])
         else:
             assert fields.prompt is not None
             ids = llm.llm.tokenizer.encode(fields.prompt, add_special=fields.add_special_tokens)

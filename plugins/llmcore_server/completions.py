@@ -52,7 +52,7 @@ async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
     params = fields.sampling()
 
     async def prompts(llm: AsyncLLM) -> list[Sequence[int]]:
-        return [await llm.chat_ids(fields.messages)]
+        return [await llm.chat_ids([message.plain() for message in fields.messages])]
 
     return await _answer(service, fields, http, params, prompts, 1)
 
@@ -179,6 +179,7 @@ async def _events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
         pieces = _choice(call, 0) if len(call.streams) == 1 else _merged(call)
         async for piece in pieces:
             yield piece
+            await asyncio.sleep(0)  # neither the deltas nor the socket need make us wait, and others want their turn
         if wants_usage:
             yield _event(call.writer.usage_chunk(call.usage))
         yield DONE

@@ -15,6 +15,7 @@ from llmcore.errors import RequestError
 MOST_CHOICES = 16
 MOST_TOP_LOGPROBS = 20
 MOST_PROMPTS = 64
+MOST_TOKENS = 2**31
 SEEDS = 2**63 - 1
 
 
@@ -37,7 +38,7 @@ class Sampling(Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -81,11 +82,32 @@ class Sampling(Fields):
         return self.n or 1
 
 
+class TextPart(Fields):
+    """A piece of a message; images and sounds are not supported."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Fields):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates read it; a developer is what newer models call the system."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        plain = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return plain if self.name is None else {**plain, "name": self.name}
+
+
 class ChatFields(Sampling):
     """A body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
 
@@ -128,7 +150,7 @@ class TokenizeFields(Fields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
 
 

@@ -1,0 +1,165 @@
+"""What the server does while it loads, is full, is left alone by a client, or is told to stop."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from helpers.server import running
+from helpers.tiny import TinyModel
+from llmcore.config.schema import ServerConfig
+from llmcore.engine.load import EngineSettings
+from llmcore.errors import ConfigError
+from llmcore.llm import LLM
+from llmcore_server.command import api_key, listen
+from llmcore_server.service import Limits
+
+MakeTiny = Callable[..., TinyModel]
+ENDLESS = {"model": "tiny", "prompt": "hi", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture
+def load(tiny_model: MakeTiny) -> Callable[[], LLM]:
+    path = tiny_model("llama3", max_position_embeddings=4096).path
+    return lambda: LLM(str(path), backend="numba", threads=1, engine=EngineSettings(max_seqs=4))
+
+
+def events(lines: Any) -> list[Any]:
+    """The data of server-sent events."""
+    return [line[6:] if "[DONE]" in line else json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+
+
+def test_while_the_model_loads(load: Callable[[], LLM]) -> None:
+    gate = threading.Event()
+
+    def slowly() -> LLM:
+        gate.wait()
+        return load()
+
+    with running(slowly, wait=False) as served, served.http() as http:
+        assert http.get("/health").json() == {"status": "loading"}
+        answer = http.post("/v1/completions", json={**ENDLESS, "stream": False, "max_tokens": 1})
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert http.get("/version").status_code == 200
+        gate.set()
+        served.wait_for("ready")
+        assert http.post("/v1/completions", json={**ENDLESS, "stream": False, "max_tokens": 1}).status_code == 200
+
+
+def test_a_key(load: Callable[[], LLM]) -> None:
+    with running(load, Limits(api_key="secret")) as served, served.http() as http:
+        assert http.get("/health").status_code == 200
+        for path in ("/v1/models", "/metrics", "/version"):
+            assert http.get(path).status_code == 401
+            assert http.get(path, headers={"Authorization": "Bearer secre"}).status_code == 401
+            assert http.get(path, headers={"Authorization": "Bearer secret"}).status_code == 200
+        with pytest.raises(openai.AuthenticationError):
+            served.client("wrong").models.list()
+        assert next(iter(served.client("secret").models.list())).id == "tiny"
+
+
+def test_too_many_and_too_much(load: Callable[[], LLM]) -> None:
+    with running(load, Limits(waiting=3, body_bytes=1000)) as served, served.http() as http:
+        with http.stream("POST", "/v1/completions", json={**ENDLESS, "n": 3}) as stream:
+            pieces = stream.iter_bytes()  # the stream lives as long as its iterator
+            next(pieces)
+            with served.http() as other:
+                full = other.post("/v1/completions", json=ENDLESS)
+                assert full.status_code == 429
+                assert int(full.headers["retry-after"]) > 0
+                assert full.json()["error"]["code"] == "queue_full"
+                assert other.get("/health").status_code == 200
+        served.wait_idle()
+        never = http.post("/v1/completions", json={**ENDLESS, "n": 4})
+        assert never.status_code == 429
+        for content in (b"x" * 2000, (b"x" * 100 for _ in range(20))):
+            assert http.post("/v1/completions", content=content).status_code == 413
+        assert http.post("/v1/completions", json={**ENDLESS, "stream": False, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_frees_everything(load: Callable[[], LLM], stream: bool) -> None:
+    with running(load) as served:
+        pool = served.service.loaded.llm.engine.scheduler.pool
+        free = pool.free
+        for _ in range(3):
+            with served.http() as http:
+                if stream:
+                    with http.stream("POST", "/v1/completions", json={**ENDLESS, "n": 2}) as answer:
+                        next(answer.iter_bytes())
+                else:
+                    with pytest.raises(httpx.ReadTimeout):
+                        http.post("/v1/completions", json={**ENDLESS, "stream": False, "n": 4}, timeout=0.05)
+        served.wait_idle()
+        assert pool.free == free
+
+
+def test_told_to_stop_it_answers_what_is_under_way(load: Callable[[], LLM]) -> None:
+    with running(load, drain_s=60) as served, served.http() as http:
+        with http.stream("POST", "/v1/completions", json={**ENDLESS, "max_tokens": 400}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            served.loop.call_soon_threadsafe(served.server.leave)
+            while served.service.state != "draining":
+                threading.Event().wait(0.01)
+            said = events(lines)
+        assert said[-1] == "[DONE]"
+        assert said[-2]["choices"][0]["finish_reason"] == "length"
+
+
+def test_what_does_not_end_in_time_ends_with_an_error(load: Callable[[], LLM]) -> None:
+    with running(load, drain_s=0) as served, served.http() as http:
+        with http.stream("POST", "/v1/completions", json={**ENDLESS, "n": 2}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            served.loop.call_soon_threadsafe(served.server.leave)
+            said = events(lines)
+        assert said[-1]["error"]["message"] == "the server is shutting down"
+
+
+def test_an_engine_that_dies_is_told_by_the_health_check(
+    load: Callable[[], LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(load) as served, served.http() as http:
+        engine = served.service.loaded.llm.engine
+        monkeypatch.setattr(engine, "step", lambda: (_ for _ in ()).throw(MemoryError("no more")))
+        answer = http.post("/v1/completions", json={**ENDLESS, "stream": False})
+        assert answer.status_code == 500
+        assert "no more" in answer.json()["error"]["message"]
+        served.wait_for("failed")
+        assert http.post("/v1/completions", json=ENDLESS).status_code == 503
+
+
+def test_metrics(load: Callable[[], LLM]) -> None:
+    with running(load) as served, served.http() as http:
+        http.post("/v1/completions", json={**ENDLESS, "stream": False, "max_tokens": 5})
+        lines = http.get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert values['llmcore:generation_tokens_total{model_name="tiny"}'] == "5.0"
+    assert values['llmcore:request_success_total{finished_reason="length",model_name="tiny"}'] == "1.0"
+    assert values['llmcore:time_to_first_token_seconds_count{model_name="tiny"}'] == "1.0"
+    assert values['llmcore:inter_token_latency_seconds_count{model_name="tiny"}'] == "4.0"
+    assert values['llmcore:num_requests_running{model_name="tiny"}'] == "0.0"
+
+
+def test_an_address_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMCORE_API_KEY", raising=False)
+    for host in ("0.0.0.0", "::", "192.168.1.1", "example.org"):
+        with pytest.raises(ConfigError, match="LLMCORE_API_KEY"):
+            api_key(ServerConfig(host=host))
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        assert api_key(ServerConfig(host=host)) == ""
+    monkeypatch.setenv("LLMCORE_API_KEY", "secret")
+    assert api_key(ServerConfig(host="0.0.0.0")) == "secret"
+
+
+def test_a_port_that_is_taken() -> None:
+    with listen(ServerConfig(port=0)) as taken, pytest.raises(ConfigError, match="another port"):
+        listen(ServerConfig(port=taken.getsockname()[1]))
