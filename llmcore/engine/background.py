@@ -58,8 +58,9 @@ class Background:
 
     def _leave(self, action: Callable[[Request], None], request: Request) -> None:
         with self._changed:
-            if self.failed is not None or self._closing:
-                self._deliver([(request, Delta(request.id, "", finish_reason="abort"))])
+            if self._closing:
+                if action == self._begin:
+                    self._deliver([(request, self._last(request))])
                 return
             self._inbox.append((action, request))
             self._changed.notify()
@@ -116,15 +117,19 @@ class Background:
         if outcome:
             self._deliver(outcome)
 
+    def _last(self, request: Request) -> Delta:
+        """What ends ``request`` when the thread has ended."""
+        request.finish_reason = "abort" if self.failed is None else "error"
+        if self.failed is not None:
+            request.error = f"the engine has failed: {type(self.failed).__name__}: {self.failed}"
+        return Delta(request.id, "", finish_reason=request.finish_reason)
+
     def _end_all(self) -> None:
-        reason: FinishReason = "abort" if self.failed is None else "error"
         for action, request in self._inbox:
             if action == self._begin:
                 self._open[request.id] = request
         self._inbox.clear()
         for request in self._open.values():
             self.engine.abort(request)
-            request.finish_reason = reason
-            request.error = request.error or ("" if self.failed is None else f"the engine has failed: {self.failed}")
-            request.deltas.append(Delta(request.id, "", finish_reason=reason))
+            request.deltas.append(self._last(request))
         self._collect()

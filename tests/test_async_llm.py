@@ -1,0 +1,106 @@
+"""AsyncLLM: answers as LLM gives them, many at once; what is dropped is aborted, what fails is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from helpers.tiny import TinyModel
+from llmcore.async_llm import AsyncLLM
+from llmcore.engine.load import EngineSettings
+from llmcore.engine.sampling_params import SamplingParams
+from llmcore.errors import GenerationError, RequestError
+from llmcore.llm import LLM
+
+MakeTiny = Callable[..., TinyModel]
+PROMPTS = ["one", "two of them", "three and more", "four"]
+PARAMS = SamplingParams(max_tokens=20, temperature=1.0, seed=5, ignore_eos=True)
+
+
+@pytest.fixture
+def llm(tiny_model: MakeTiny) -> LLM:
+    return LLM(str(tiny_model("qwen2").path), backend="numba", threads=2, engine=EngineSettings(max_seqs=3))
+
+
+def test_many_at_once_as_one_by_one(llm: LLM) -> None:
+    alone = [llm.generate(prompt, PARAMS)[0] for prompt in PROMPTS]
+
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            answers = await asyncio.gather(*(both.generate(prompt, PARAMS) for prompt in PROMPTS))
+            assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
+            assert all(answer.finish_reason == "length" for answer in answers)
+            pieces = [delta async for delta in both.stream(PROMPTS[0], PARAMS)]
+            assert "".join(delta.text for delta in pieces) == alone[0].text
+            assert both.unfinished == 0
+
+    asyncio.run(ask())
+
+
+def test_who_stops_reading_frees_the_pages(llm: LLM) -> None:
+    pool = llm.engine.scheduler.pool
+    free = pool.free
+
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            dropped, closed, left = (both.stream(prompt, PARAMS) for prompt in PROMPTS[:3])
+            for stream in (dropped, closed, left):
+                await anext(stream)
+            del stream, dropped
+            closed.close()
+            assert [delta async for delta in closed] == []
+            task = asyncio.create_task(both.generate("five", SamplingParams(max_tokens=40, ignore_eos=True)))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            rest = [delta async for delta in left]
+            assert rest[-1].finish_reason == "length"
+            while both.unfinished:
+                await asyncio.sleep(0.001)
+            assert pool.free == free
+
+    asyncio.run(ask())
+
+
+def test_a_wrong_request_is_refused_at_once(llm: LLM) -> None:
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            with pytest.raises(RequestError, match="no tokens"):
+                await both.generate([])
+            with pytest.raises(RequestError, match="vocabulary"):
+                both.stream([10**9])
+            with pytest.raises(RequestError, match="may have"):
+                await both.generate([1] * 1000)
+            assert (await both.generate("next", PARAMS)).finish_reason == "length"
+
+    asyncio.run(ask())
+
+
+def test_an_engine_that_fails_tells_everybody(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            stream = both.stream(PROMPTS[0], PARAMS)
+            await anext(stream)
+            monkeypatch.setattr(llm.engine, "step", lambda: (_ for _ in ()).throw(ZeroDivisionError("a bug")))
+            with pytest.raises(GenerationError, match="a bug"):
+                async for _ in stream:
+                    pass
+            assert isinstance(both.failed, ZeroDivisionError)
+            with pytest.raises(GenerationError):
+                await both.generate("next", PARAMS)
+
+    asyncio.run(ask())
+
+
+def test_closing_ends_what_is_under_way(llm: LLM) -> None:
+    async def ask() -> None:
+        both = AsyncLLM(llm)
+        streams = [both.stream(prompt, PARAMS) for prompt in PROMPTS]
+        await anext(streams[0])
+        await asyncio.to_thread(both.close)
+        for stream in streams:
+            reasons = [delta.finish_reason async for delta in stream]
+            assert reasons[-1] in ("abort", "length")
+
+    asyncio.run(ask())
