@@ -57,6 +57,11 @@ def lookup(model: str) -> ModelConfig:
         ) from error
 
 
+def name_of(ref: str) -> str:
+    """The short name that stands for a reference; the reference itself where there is none."""
+    return next((name for name in sorted(named_models()) if lookup(name).ref == ref), ref)
+
+
 def reference_of(model: str) -> str:
     """The model reference behind a short name; anything else is returned as it is."""
     return lookup(model).ref

@@ -124,7 +124,7 @@ class ServerConfig:
 
     Attributes:
         host, port: where it listens; port 0 takes a free one.
-        model_name: what clients call the model; empty for its reference.
+        model_name: what clients call the model; empty for its short name, or else its reference.
         api_key_env: the environment variable that has the key which clients must show.
         max_waiting: answers that are under way or wait, at most; further requests get 429.
         max_body_mb: of a request, in MiB.

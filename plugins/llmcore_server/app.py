@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 from fastapi import FastAPI, Request
@@ -22,7 +23,11 @@ from llmcore_server.refusals import Refusal, refused
 from llmcore_server.service import Service
 
 LOG = logging.getLogger("llmcore.server")
-OPEN_PATHS = ("/health",)  # answered without a key
+OPEN_PATHS = ("/health", "/")  # answered without a key; the page has no more in it than its source
+PAGE = Path(__file__).with_name("chat.html")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Body = TypeVar("Body", bound=Fields)
 Start = Callable[[], Awaitable[None]]
@@ -166,6 +171,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+
+    @app.get("/")
+    async def page() -> Response:
+        headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
 
     @app.get("/version")
     async def tell_version() -> JSONResponse:

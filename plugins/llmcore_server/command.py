@@ -15,6 +15,7 @@ from llmcore.cli.model import load, model_as_setting, settings
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import NO_CACHE
 from llmcore.config.command import Command, Job
+from llmcore.config.models import name_of
 from llmcore.config.schema import ServerConfig
 from llmcore.errors import ConfigError, LlmcoreError
 
@@ -82,7 +83,7 @@ async def _serve(job: Job, key: str, listener: socket.socket) -> int:
     from llmcore_server.service import Limits, Service
 
     config = job.config.server
-    name = config.model_name or job.config.model.ref
+    name = config.model_name or name_of(job.config.model.ref)
     service = Service(name, Limits(config.max_waiting, config.max_body_mb << 20, key))
     server = make_server(service, make_app(service), config.drain_s)
     host, port = listener.getsockname()[:2]
