@@ -1,4 +1,4 @@
-"""The chat page in a real browser: it streams, stops, shows its speed, asks for a key, and loads nothing from elsewhere."""
+"""The chat page in a real browser: it streams, stops, shows its speed, asks for a key, loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ def test_a_conversation(browser: Any, served: Running) -> None:
 
     page.get_by_placeholder("Say something").fill("Write a very long story about the sea, with many words.")
     page.get_by_role("button", name="Send").click()
-    page.wait_for_function("document.querySelectorAll('.assistant')[1]?.textContent.length > 20")
+    story = page.locator(".assistant").nth(1)
+    while len(story.text_content()) < 20:
+        page.wait_for_timeout(5)
     page.get_by_role("button", name="Stop").click()
-    page.wait_for_function("document.querySelectorAll('.speed').length === 2")
+    page.locator(".speed").nth(1).wait_for()
     served.wait_idle()
     assert page.get_by_role("button", name="Send").is_visible()
 
