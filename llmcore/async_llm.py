@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from llmcore.engine.background import Background, Outcome
@@ -141,9 +141,9 @@ class AsyncLLM:
             return await asyncio.to_thread(self.llm.encode, prompt)
         return self.llm.encode(prompt)
 
-    async def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    async def chat_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """A conversation's token ids; the template is run in another thread, since a model's may take long."""
-        return await asyncio.to_thread(self.llm.chat_ids, messages)
+        return await asyncio.to_thread(self.llm.chat_ids, messages, **variables)
 
     def forget(self, request: Request, reason: FinishReason = "abort") -> None:
         """Ends a request; its stream gets nothing more, unless ``reason`` is ``error``."""

@@ -220,9 +220,13 @@ class LLM:
         ids: list[int] = list(prompt)  # type: ignore[arg-type]  # numpy arrays are none of typing's sequences
         return ids
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation's token ids, up to where the assistant begins."""
-        return self._template.encode(messages, self.tokenizer)
+    def chat_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+        """A conversation's token ids, up to where the assistant begins.
+
+        Args:
+            variables: what else the template reads (``tools`` …).
+        """
+        return self._template.encode(messages, self.tokenizer, **variables)
 
     @cached_property
     def _template(self) -> ChatTemplate:

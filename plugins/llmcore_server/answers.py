@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmcore.engine.request import Delta, Request, TokenLogprobs
 from llmcore.engine.results import Completion
 from llmcore.text.tokenizer import Tokenizer
+from llmcore_server.tools import ToolCall
+
+
+def _reason(reason: str | None, *, called: bool) -> str | None:
+    return "tool_calls" if called and reason == "stop" else reason
 
 
 @dataclass
@@ -58,16 +63,25 @@ class Writer:
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def whole(self, answers: Iterable[Completion], usage: Usage, echoes: Iterable[str]) -> dict[str, Any]:
-        """All answers at once; ``echoes`` are the prompts' texts that stand before them."""
-        choices = [self._choice(i, answer, echo) for i, (answer, echo) in enumerate(zip(answers, echoes, strict=True))]
+    def whole(
+        self,
+        answers: Iterable[Completion],
+        usage: Usage,
+        echoes: Iterable[str],
+        calls: Iterable[Sequence[ToolCall]],
+    ) -> dict[str, Any]:
+        """All answers at once; ``echoes`` are the prompts' texts that stand before them, ``calls`` are of functions."""
+        choices = [self._choice(i, *each) for i, each in enumerate(zip(answers, echoes, calls, strict=True))]
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._envelope(kind, choices), "usage": usage.body()}
 
-    def _choice(self, index: int, answer: Completion, echo: str) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
+    def _choice(self, index: int, answer: Completion, echo: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": _reason(answer.finish_reason, called=bool(calls))}
         if self.chat:
-            choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+            message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+            if calls:
+                message |= {"content": answer.text or None, "tool_calls": [call.body() for call in calls]}
+            choice["message"] = message
         else:
             choice["text"] = echo + answer.text
         choice["logprobs"] = self.logprobs(answer.logprobs, len(echo)) if answer.logprobs else None
@@ -80,15 +94,22 @@ class Writer:
             return self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
         return self._chunk({"index": index, "text": echo, "logprobs": None, "finish_reason": None}) if echo else None
 
-    def chunk(self, index: int, delta: Delta, offset: int) -> dict[str, Any]:
-        """One piece of a choice; ``offset`` characters came before it."""
+    def chunk(self, index: int, delta: Delta, offset: int, *, called: bool = False) -> dict[str, Any]:
+        """One piece of a choice; ``offset`` characters came before it; ``called``: functions are to be called."""
         logprobs = self.logprobs(delta.logprobs, offset) if delta.logprobs else None
-        choice: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+        reason = _reason(delta.finish_reason, called=called)
+        choice: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": reason}
         if self.chat:
             choice["delta"] = {"content": delta.text} if delta.text or delta.finish_reason is None else {}
         else:
             choice["text"] = delta.text
         return self._chunk(choice)
+
+    def calls_chunk(self, index: int, text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+        """The last text of a choice, and its calls of functions."""
+        said: dict[str, Any] = {"content": text} if text else {}
+        said["tool_calls"] = [call.body(number) for number, call in enumerate(calls)]
+        return self._chunk({"index": index, "delta": said, "logprobs": None, "finish_reason": None})
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         """The last piece, where usage was asked for."""

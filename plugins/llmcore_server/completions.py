@@ -22,6 +22,7 @@ from llmcore_server.fields import ChatFields, CompletionFields
 from llmcore_server.metrics import Clock
 from llmcore_server.refusals import refused
 from llmcore_server.service import Service
+from llmcore_server.tools import Scanner, ToolCall, Writing, writing_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -40,6 +41,7 @@ class Call:
     streams: list[AsyncStream]
     echoes: list[str]
     clocks: list[Clock]
+    writing: Writing | None = None  # of calls of functions, where the model was told of some
 
     def close(self) -> None:
         """Aborts what has not ended."""
@@ -49,12 +51,22 @@ class Call:
 
 async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
     """Answers a conversation."""
-    params = fields.sampling()
+    params, functions = fields.sampling(), fields.functions()
+    writing = _writing(service) if functions else None
+    tools = [{"type": "function", "function": function} for function in functions] or None
 
     async def prompts(llm: AsyncLLM) -> list[Sequence[int]]:
-        return [await llm.chat_ids([message.plain() for message in fields.messages])]
+        return [await llm.chat_ids([message.plain() for message in fields.messages], tools=tools)]
 
-    return await _answer(service, fields, http, params, prompts, 1)
+    return await _answer(service, fields, http, params, prompts, 1, writing)
+
+
+def _writing(service: Service) -> Writing:
+    """How the model writes calls; raises :class:`RequestError` where it was not made for them."""
+    writing = writing_of(service.llm.llm.checkpoint.tokenizer.chat_template or "")
+    if writing is None:
+        raise RequestError("the model's chat template knows of no tools", field="tools", remedy="take another model")
+    return writing
 
 
 async def complete(service: Service, fields: CompletionFields, http: Request) -> Response:
@@ -76,11 +88,13 @@ async def _answer(
     params: SamplingParams,
     prompts: Callable[[AsyncLLM], Awaitable[list[Sequence[int]]]],
     count: int,
+    writing: Writing | None = None,
 ) -> Response:
     service.check_model(fields.model)
     with service.admitted(count * fields.choices) as llm:
         found = await prompts(llm)
         call = _submitted(service, llm, fields, params, found)
+        call.writing = writing
     if fields.stream:
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
         return StreamingResponse(
@@ -134,7 +148,18 @@ async def _whole(call: Call, http: Request) -> Response:
             await task
     for stream, answer in zip(call.streams, answers, strict=True):
         call.usage.add(stream.request, len(answer.token_ids))
-    return JSONResponse(call.writer.whole(answers, call.usage, call.echoes))
+    calls: list[list[ToolCall]] = [[] for _ in answers]
+    if call.writing is not None:
+        answers = [_without_calls(call.writing, answer, found) for answer, found in zip(answers, calls, strict=True)]
+    return JSONResponse(call.writer.whole(answers, call.usage, call.echoes, calls))
+
+
+def _without_calls(writing: Writing, answer: Completion, calls: list[ToolCall]) -> Completion:
+    """``answer`` without the calls in it, which go to ``calls``."""
+    scanner = Scanner(writing)
+    text = scanner.push(answer.text) + scanner.finish()
+    calls += scanner.calls
+    return replace(answer, text=text) if calls else answer
 
 
 async def _collected(call: Call, index: int) -> Completion:
@@ -190,15 +215,30 @@ async def _events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
 
 
 async def _choice(call: Call, index: int) -> AsyncIterator[bytes]:
-    written, tokens = len(call.echoes[index]), 0
+    written, tokens, calls = len(call.echoes[index]), 0, list[ToolCall]()
     head = _event(call.writer.first_chunk(index, call.echoes[index]))
-    async for delta in _timed(call, index):
+    async for delta in _without_marks(call, index, calls):
         tokens += len(delta.token_ids)
-        if delta.text or delta.logprobs or delta.finish_reason:
+        if delta.finish_reason and calls:
+            head += _event(call.writer.calls_chunk(index, delta.text, calls))
+            yield head + _event(call.writer.chunk(index, delta._replace(text=""), written, called=True))
+        elif delta.text or delta.logprobs or delta.finish_reason:
             yield head + _event(call.writer.chunk(index, delta, written))
             head = b""
         written += len(delta.text)
     call.usage.add(call.streams[index].request, tokens)
+
+
+async def _without_marks(call: Call, index: int, calls: list[ToolCall]) -> AsyncIterator[Delta]:
+    """The deltas of an answer without calls of functions, which go to ``calls`` before the last of them."""
+    scanner = None if call.writing is None else Scanner(call.writing)
+    async for delta in _timed(call, index):
+        if scanner is None:
+            yield delta
+        else:
+            text = scanner.push(delta.text) + (scanner.finish() if delta.finish_reason else "")
+            calls[:] = scanner.calls
+            yield delta._replace(text=text)
 
 
 async def _merged(call: Call) -> AsyncIterator[bytes]:

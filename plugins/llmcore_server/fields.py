@@ -5,9 +5,10 @@ Types are strict: ``"1"`` is no number and ``true`` no integer. A field that is 
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmcore.engine.sampling_params import MAX_STOPS, SamplingParams
 from llmcore.errors import RequestError
@@ -15,6 +16,8 @@ from llmcore.errors import RequestError
 MOST_CHOICES = 16
 MOST_TOP_LOGPROBS = 20
 MOST_PROMPTS = 64
+MOST_TOOLS = 128
+FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 MOST_TOKENS = 2**31
 SEEDS = 2**63 - 1
 
@@ -89,18 +92,87 @@ class TextPart(Fields):
     text: str
 
 
+class FunctionCall(Fields):
+    """What the model asked for in an earlier turn."""
+
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    arguments: str
+
+
+class CallOfTool(Fields):
+    """A call in an earlier turn."""
+
+    id: str | None = None
+    type: Literal["function"]
+    function: FunctionCall
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates read it: the arguments are data, where they can be read."""
+        try:
+            arguments = json.loads(self.function.arguments)
+        except (ValueError, RecursionError):
+            arguments = self.function.arguments
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+class Function(Fields):
+    """A function that the model may ask to be called; ``parameters`` are a JSON schema."""
+
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    """A tool; there are functions only."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(Fields):
+    """The name of a function."""
+
+    name: str
+
+
+class ChosenTool(Fields):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: Named
+
+
 class Message(Fields):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[CallOfTool] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("tool_calls belong to the assistant")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise ValueError("a tool_call_id belongs to a tool's message")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("the message has no content")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """As chat templates read it; a developer is what newer models call the system."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        plain = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        return plain if self.name is None else {**plain, "name": self.name}
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            plain["tool_calls"] = [call.plain() for call in self.tool_calls]
+        optional = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return plain | {name: value for name, value in optional.items() if value is not None}
 
 
 class ChatFields(Sampling):
@@ -110,6 +182,33 @@ class ChatFields(Sampling):
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    def functions(self) -> list[dict[str, Any]]:
+        """The functions that the model is told of.
+
+        Raises:
+            RequestError: a choice among none, or of one that is not there.
+        """
+        tools = [] if self.tool_choice == "none" else self.tools or []
+        functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
+        if self.tool_choice not in (None, "none", "auto") and not functions:
+            raise RequestError("tool_choice is given, but there are no tools", field="tool_choice")
+        if len({function["name"] for function in functions}) < len(functions):
+            raise RequestError("two tools have the same name", field="tools")
+        if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in (
+            function["name"] for function in functions
+        ):
+            raise RequestError(f"there is no tool {self.tool_choice.function.name!r}", field="tool_choice")
+        return functions
+
+    def must_call(self) -> list[dict[str, Any]]:
+        """The functions one of which must be called; none where the model may say something else."""
+        if isinstance(self.tool_choice, ChosenTool):
+            return [each for each in self.functions() if each["name"] == self.tool_choice.function.name]
+        return self.functions() if self.tool_choice == "required" else []
 
     def sampling(self) -> SamplingParams:
         """As the engine takes them."""

@@ -38,12 +38,16 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("stop_token_ids", [["a"], [1.5], [-1], "2", list(range(17))]),
     ("ignore_eos", ["no", 1, 0]),
     ("user", [5, {}]),
-    ("tools", [[], [{"type": "function"}]]),
     ("best_of", [2]),
     ("suffix", ["x"]),
     ("no_such_field", [None, 1]),
 ]
+TOOL = {"type": "function", "function": {"name": "f"}}
 CHAT_ONLY: list[tuple[str, list[Any]]] = [
+    ("tools", [[{"type": "function"}], [{"type": "code"}], "f", [{"type": "function", "function": {"name": "a b"}}]]),
+    ("tools", [[TOOL]]),  # the template knows of none
+    ("tool_choice", ["always", "required", {"type": "function", "function": {"name": "f"}}]),
+    ("parallel_tool_calls", ["yes"]),
     ("messages", [None, [], "hi", [1], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": 5, "content": "x"}]]),
     ("messages", [[{"role": "user", "content": 5}], [{"role": "user", "content": [{"text": "x"}]}], {}]),
     ("messages", [[{"role": "wizard", "content": "x"}], [{"role": "user", "content": "x", "mood": 1}]]),
