@@ -1,4 +1,4 @@
-"""Registers ``llmcore serve``. Nothing here imports the web framework."""
+"""Registers ``llmcore serve`` and ``llmcore batch``. Nothing here imports the web framework."""
 
 from __future__ import annotations
 
@@ -7,5 +7,8 @@ from llmcore.hookspecs import CommandInfo, hookimpl
 
 @hookimpl
 def llmcore_commands() -> list[CommandInfo]:
-    """The one command of this package."""
-    return [CommandInfo("serve", "answer OpenAI's API over HTTP", "llmcore_server.command:main", 20)]
+    """What this package adds to the command line."""
+    return [
+        CommandInfo("serve", "answer OpenAI's API over HTTP", "llmcore_server.command:main", 20),
+        CommandInfo("batch", "answer a file of requests, resumable", "llmcore_server.batch:main", 21),
+    ]
