@@ -1,7 +1,7 @@
 """``llmcore batch``: answers a file of requests, and goes on where it was when it is started again.
 
-Input and output are OpenAI's batch files: for each request a line ``{"custom_id": …, "url": "/v1/chat/completions",
-"body": {…}}``, for each answer a line with the same ``custom_id``, in the order in which they end. A line that is a body
+Input and output are OpenAI's batch files: a line ``{"custom_id": …, "url": "/v1/chat/completions", "body": {…}}`` for
+each request, a line with the same ``custom_id`` for each answer, in the order in which they end. A line that is a body
 alone has its number for an id. Whatever ends the process, the next one finds each answer whole or not at all.
 """
 
