@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Literal, NamedTuple
 
+from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RequestError
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Delta(NamedTuple):
     Attributes:
         text: new text; may be empty while a character or a possible stop text is incomplete.
         token_ids: new tokens.
-        finish_reason: set on the last one: ``stop`` (end token or stop text), ``length``, ``abort``.
+        finish_reason: set on the last one: ``stop`` (end token, stop text, or a form that is complete), ``length``,
+            ``abort``, ``error`` (the request says which).
     """
 
     request_id: int
@@ -49,6 +51,8 @@ class Request:
         pages: the cache pages that hold these, in order.
         seed: of the draw; one is made where the parameters have none.
         deltas: what came out and was not taken yet.
+        rules: what favours or forbids tokens; None where nothing does.
+        error: what went wrong, where the reason is ``error``.
     """
 
     id: int
@@ -60,6 +64,8 @@ class Request:
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     deltas: deque[Delta] = field(default_factory=deque)
+    rules: LogitRules | None = None
+    error: str = ""
 
     def __post_init__(self) -> None:
         """Starts with the prompt."""
