@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmcore.engine.constraint import Constraint
     from llmcore.engine.load import EngineSettings
     from llmcore.engine.sampling_params import SamplingParams
     from llmcore.llm import LLM
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 _HOME = {
     "LLM": "llmcore.llm",
     "SamplingParams": "llmcore.engine.sampling_params",
+    "Constraint": "llmcore.engine.constraint",
     "EngineSettings": "llmcore.engine.load",
 }
 
-__all__ = ["LLM", "EngineSettings", "SamplingParams"]
+__all__ = ["LLM", "Constraint", "EngineSettings", "SamplingParams"]
 
 
 def __getattr__(name: str) -> Any:

@@ -78,6 +78,7 @@ class SamplingConfig:
     stop_token_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
     logprobs: int | None = None
+    min_tokens: int = 0
 
 
 @dataclass

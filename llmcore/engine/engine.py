@@ -9,12 +9,14 @@ from itertools import count
 from threading import RLock
 
 from llmcore.cache.pages import PagePool
+from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, checked_ids
 from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler, logprobs
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.scheduler import Scheduler
 from llmcore.errors import RequestError
+from llmcore.text.constraint import ConstraintCompiler
 from llmcore.text.detokenizer import Detokenizer, StopStrings
 from llmcore.text.tokenizer import Tokenizer
 
@@ -61,6 +63,7 @@ class Engine:
         self.sampler = Sampler(runner.vocab, sizes.seqs, runner.registry, runner.pool)
         pool = PagePool(sizes.pages)
         self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context)
+        self.constraints = ConstraintCompiler(tokenizer, runner.vocab)
         self.counters = Counters()
         self.live: dict[int, Live] = {}
         self._ids = count()
@@ -79,7 +82,8 @@ class Engine:
             continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
 
         Raises:
-            RequestError: an empty prompt, a token outside of the vocabulary, or a prompt longer than the context.
+            RequestError: an empty prompt, a token outside of the vocabulary, a prompt longer than the context, or a
+                constraint that cannot be followed.
         """
         if not isinstance(params, SamplingParams):
             raise RequestError(
@@ -87,7 +91,8 @@ class Engine:
             )
         ids = checked_ids(prompt_ids, self.runner.vocab)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        request = Request(next(self._ids), ids, params, seed, continues=continues)
+        rules = self._rules(params) if params.ruled else None  # a new constraint may take seconds: steps go on
+        request = Request(next(self._ids), ids, params, seed, continues=continues, rules=rules)
         self.scheduler.check(request)
         return request
 
@@ -101,9 +106,17 @@ class Engine:
         params, limit = request.params, self.scheduler.max_context
         if params.max_tokens is not None:
             limit = min(limit, len(request.prompt_ids) + params.max_tokens)
-        ends = self.eos_ids.difference(self.eos_ids if params.ignore_eos else ()).union(params.stop_token_ids)
         stops = StopStrings(params.stop) if params.stop else None
-        return Live(request, Detokenizer(self.tokenizer, continues=request.continues), stops, ends, limit)
+        continues = request.continues or params.constraint is not None  # what the constraint has seen is what is shown
+        return Live(request, Detokenizer(self.tokenizer, continues=continues), stops, self._ends(params), limit)
+
+    def _ends(self, params: SamplingParams) -> frozenset[int]:
+        return self.eos_ids.difference(self.eos_ids if params.ignore_eos else ()).union(params.stop_token_ids)
+
+    def _rules(self, params: SamplingParams) -> LogitRules:
+        form = params.constraint
+        matcher = None if form is None else self.constraints.matcher(form.kind, form.text)
+        return LogitRules(params, self._ends(params), self.runner.vocab, matcher)
 
     def abort(self, request: Request) -> None:
         """Ends ``request`` now and frees its pages; nothing happens if it has ended."""
@@ -149,7 +162,11 @@ class Engine:
             if complete:
                 wanted = request.params.logprobs
                 extra = () if wanted is None or logits is None else (logprobs(logits[row], tokens[row], wanted),)
-                request.deltas.append(self._accept(self.live[request.id], new, tokens[row], extra))
+                request.deltas.append(
+                    self._fail(self.live[request.id], new)
+                    if request.error
+                    else self._accept(self.live[request.id], new, tokens[row], extra)
+                )
                 row += 1
             else:
                 request.computed += new
@@ -166,16 +183,40 @@ class Engine:
         else:
             reason = "length" if len(request.tokens) >= live.limit else None
             text = live.detokenizer.push(token)
+            if request.rules is not None:
+                reason = self._follow(request, request.rules, token) or reason
         if reason is not None:
             text += live.detokenizer.finish()
-        if live.stops is not None:
+        if live.stops is not None and request.generated_count >= request.params.min_tokens:
             text = live.stops.push(text)
             if live.stops.stopped:
                 reason = "stop"
             elif reason is not None:
                 text += live.stops.finish()
         if reason is not None:
-            request.finish_reason = reason
-            self.scheduler.finish(request)
-            del self.live[request.id]
+            self._finish(request, reason)
         return Delta(request.id, text, (token,), extra, reason)
+
+    def _follow(self, request: Request, rules: LogitRules, token: int) -> FinishReason | None:
+        """Takes note of ``token`` in the request's constraint; why that ends it, if it does."""
+        if rules.matcher is None:
+            return None
+        rules.matcher.advance(token)
+        if rules.matcher.error:
+            request.error = f"the constraint can be followed no further: {rules.matcher.error}"
+            return "error"
+        return "stop" if rules.matcher.complete else None
+
+    def _fail(self, live: Live, new: int) -> Delta:
+        """Ends a request that has an error, after ``new`` computed tokens; no token was chosen."""
+        live.request.computed += new
+        text = live.detokenizer.finish()
+        if live.stops is not None:
+            text = live.stops.push(text) + live.stops.finish()
+        self._finish(live.request, "error")
+        return Delta(live.request.id, text, finish_reason="error")
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        request.finish_reason = reason
+        self.scheduler.finish(request)
+        del self.live[request.id]

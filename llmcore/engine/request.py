@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Literal, NamedTuple
 
+from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RequestError
 
@@ -29,7 +30,8 @@ class Delta(NamedTuple):
     Attributes:
         text: new text; may be empty while a character or a possible stop text is incomplete.
         token_ids: new tokens.
-        finish_reason: set on the last one: ``stop`` (end token or stop text), ``length``, ``abort``, ``error``.
+        finish_reason: set on the last one: ``stop`` (end token, stop text, or a form that is complete), ``length``,
+            ``abort``, ``error`` (the request says which).
     """
 
     request_id: int
@@ -50,7 +52,8 @@ class Request:
         seed: of the draw; one is made where the parameters have none.
         continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
         deltas: what came out and was not taken yet.
-        error: what went wrong, where ``finish_reason`` is ``error``.
+        rules: what favours or forbids tokens; None where nothing does.
+        error: what went wrong, where the reason is ``error``.
     """
 
     id: int
@@ -63,6 +66,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     deltas: deque[Delta] = field(default_factory=deque)
+    rules: LogitRules | None = None
     error: str = ""
 
     def __post_init__(self) -> None:

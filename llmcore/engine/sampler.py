@@ -1,8 +1,8 @@
 """From logits to tokens, for every row of a step by its own request's parameters.
 
-Penalties touch few logits and are applied here; the filters and the draw are ops, run as one program over all rows,
-so that they come from the same backends as the model. A draw depends on the request's seed and the token's index
-alone.
+Penalties and rules (bias, forbidden tokens) are applied here; the filters and the draw are ops, run as one program
+over all rows, so that they come from the same backends as the model. A draw depends on the request's seed and the
+token's index alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Array = np.ndarray[Any, Any]
 WORD = 2**64 - 1
 PHILOX = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # multipliers of a round
 WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B  # what a round adds to the key
+NO_TOKEN = "no token is left to choose: logit_bias, min_tokens and the constraint together forbid all of them"
 
 
 def sampling_graph(vocab: int, filters: tuple[bool, bool, bool]) -> Graph:
@@ -60,12 +61,17 @@ class Sampler:
         self.programs: dict[tuple[bool, bool, bool], Program] = {}
 
     def sample(self, logits: Array, requests: Sequence[Request]) -> list[int]:
-        """One token for each row of ``logits`` (``[rows, vocab]``), each by its request's parameters."""
+        """One token for each row of ``logits`` (``[rows, vocab]``), each by its request's parameters.
+
+        A request whose rules leave no token has an ``error`` afterwards; its token means nothing.
+        """
         adjusted = self.inputs.arrays["logits"][: len(requests)]
         adjusted[:] = logits
         for row, request in zip(adjusted, requests, strict=True):
             if request.params.penalised:
                 penalise(row, request)
+            if request.rules is not None and not request.rules.apply(row, request.generated_count):
+                request.error = NO_TOKEN
         greedy = [request.params.greedy for request in requests]
         chosen = np.where(np.isnan(adjusted), -np.inf, adjusted).argmax(-1) if any(greedy) else None  # as the op has it
         if not all(greedy):

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
 from llmcore.config.schema import Config
+from llmcore.engine.constraint import Constraint
 from llmcore.errors import RequestError
 
 MAX_STOPS = 16
 COLD = 1e-5  # a temperature below it is greedy
 MAX_LOGPROBS = 100
+MAX_BIAS = 100.0
+
+
+class Biases(Mapping[int, float]):
+    """Token id → bias, in order of the ids; unlike a dictionary it never changes, and can be hashed."""
+
+    def __init__(self, biases: Mapping[int, float]) -> None:
+        self._values = {int(token): float(biases[token]) for token in sorted(biases)}
+
+    def __getitem__(self, token: int) -> float:
+        return self._values[token]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +60,11 @@ class SamplingParams:
         stop_token_ids: tokens that end it, beside the model's own.
         ignore_eos: the model's own end tokens do not end it.
         logprobs: report this many most probable tokens, and the chosen one, at every position; None for none.
+        logit_bias: token id → what is added to its logit, -100 to 100.
+        min_tokens: end tokens are not chosen before so many tokens, and no stop text is looked for in what these
+            but the last say. An answer that its constraint completes is over in any case.
+        constraint: the form that the answer must have; None for any. Until it has it, no end token is chosen. A stop
+            text, or the end of ``max_tokens``, may cut it short.
 
     Raises:
         RequestError: a value out of range, naming the field.
@@ -54,6 +83,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: Mapping[int, float] = Biases({})
+    min_tokens: int = 0
+    constraint: Constraint | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> SamplingParams:
@@ -88,6 +120,15 @@ class SamplingParams:
         self._check(
             "logprobs", self.logprobs is None or _whole(self.logprobs, 0, MAX_LOGPROBS), f"0 to {MAX_LOGPROBS}, or None"
         )
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        self._check("logit_bias", _is_bias(self.logit_bias), f"token ids with numbers from -{MAX_BIAS} to {MAX_BIAS}")
+        object.__setattr__(self, "logit_bias", Biases(self.logit_bias))
+        most = math.inf if self.max_tokens is None else self.max_tokens
+        self._check("min_tokens", _whole(self.min_tokens, 0, most), "0 (off) or more, and at most max_tokens")
+        given = self.constraint is None or isinstance(self.constraint, Constraint)
+        self._check("constraint", given, "a Constraint(kind, text), or None")
 
     def _check(self, name: str, good: bool, want: str) -> None:
         if not good:
@@ -103,10 +144,15 @@ class SamplingParams:
         """Whether logits depend on the tokens so far."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def ruled(self) -> bool:
+        """Whether tokens are favoured or forbidden."""
+        return bool(self.logit_bias) or self.min_tokens > 0 or self.constraint is not None
+
     @cached_property
     def plain(self) -> bool:
         """Whether the most probable token is all that is wanted."""
-        return self.greedy and not self.penalised and self.logprobs is None
+        return self.greedy and not self.penalised and not self.ruled and self.logprobs is None
 
 
 def _whole(value: Any, low: int, high: float = math.inf) -> bool:
@@ -115,3 +161,9 @@ def _whole(value: Any, low: int, high: float = math.inf) -> bool:
 
 def _real(value: Any, low: float, high: float) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _whole(token, 0) and _real(bias, -MAX_BIAS, MAX_BIAS) for token, bias in value.items()
+    )

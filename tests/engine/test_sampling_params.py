@@ -1,11 +1,13 @@
 """Sampling parameters: every field is checked, and the error names it."""
 
+import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from llmcore import SamplingParams
+from llmcore import Constraint, SamplingParams
 from llmcore.errors import RequestError
 
 WRONG = [
@@ -40,6 +42,24 @@ WRONG = [
     ("stop_token_ids", 5),
     ("repetition_penalty", 200),
     ("repetition_penalty", 1e-40),
+    ("logit_bias", None),
+    ("logit_bias", [(1, 2.0)]),
+    ("logit_bias", {1: math.nan}),
+    ("logit_bias", {1: 100.5}),
+    ("logit_bias", {1: -101}),
+    ("logit_bias", {1: True}),
+    ("logit_bias", {1: "2"}),
+    ("logit_bias", {"1": 2.0}),
+    ("logit_bias", {-1: 2.0}),
+    ("logit_bias", {True: 2.0}),
+    ("logit_bias", {1.0: 2.0}),
+    ("min_tokens", -1),
+    ("min_tokens", True),
+    ("min_tokens", 1.5),
+    ("min_tokens", math.nan),
+    ("min_tokens", 257),  # more than max_tokens
+    ("constraint", "json_object"),
+    ("constraint", {"kind": "json_object"}),
 ]
 
 
@@ -61,3 +81,23 @@ def test_defaults_are_greedy_and_unpenalised():
     assert params.greedy and not params.penalised
     assert SamplingParams(stop="x").stop == ("x",)
     assert SamplingParams(presence_penalty=0.1).penalised
+
+
+def test_parameters_can_be_hashed_and_do_not_change():
+    bias = {np.int64(7): np.float32(1.5), 3: -100}
+    params = SamplingParams(logit_bias=bias, min_tokens=3, constraint=Constraint("regex", "a"))
+    bias[9] = 1.0
+    assert dict(params.logit_bias) == {3: -100.0, 7: 1.5}
+    assert [type(value) for pair in params.logit_bias.items() for value in pair] == [int, float] * 2
+    same = SamplingParams(logit_bias={3: -100, 7: 1.5}, min_tokens=3, constraint=Constraint("regex", "a"))
+    assert params == same and hash(params) == hash(same)
+    assert params == dataclasses.replace(params) == copy.deepcopy(params)
+    assert params != SamplingParams(logit_bias={3: -100}, min_tokens=3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"logit_bias": {1: 1.0}}, {"min_tokens": 1}, {"constraint": Constraint("json_object")}]
+)
+def test_rules_need_logits(changes):
+    assert SamplingParams().plain and not SamplingParams().ruled
+    assert SamplingParams(**changes).ruled and not SamplingParams(**changes).plain
