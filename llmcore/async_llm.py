@@ -111,6 +111,19 @@ class AsyncLLM:
             RequestError: a prompt or parameter that cannot be served.
         """
         request = self.llm.engine.request(self.llm.encode(prompt), params or SamplingParams(), continues=continues)
+        return self._submitted(request)
+
+    async def begin(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
+    ) -> AsyncStream:
+        """As :meth:`stream`; what takes long, to encode a long text or to compile a constraint, holds nobody up."""
+        ids, wanted = await self.encode(prompt), params or SamplingParams()
+        if wanted.constraint is None:
+            return self.stream(ids, wanted, continues=continues)
+        request = await asyncio.to_thread(self.llm.engine.request, ids, wanted, continues=continues)
+        return self._submitted(request)
+
+    def _submitted(self, request: Request) -> AsyncStream:
         stream = AsyncStream(self, request)
         self._streams[request.id] = stream
         self._background.submit(request)
@@ -121,8 +134,7 @@ class AsyncLLM:
     ) -> Completion:
         """A whole answer; raises what :meth:`stream` and its deltas raise."""
         started = time.perf_counter()
-        ids = await self.encode(prompt)
-        stream = self.stream(ids, params, continues=continues)
+        stream = await self.begin(prompt, params, continues=continues)
         collector = Collector(stream.request, started)
         try:
             async for delta in stream:

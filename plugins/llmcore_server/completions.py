@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llmcore.async_llm import AsyncLLM, AsyncStream
+from llmcore.engine.constraint import Constraint
 from llmcore.engine.request import Delta
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
@@ -53,6 +54,8 @@ async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
     """Answers a conversation."""
     params, functions = fields.sampling(), fields.functions()
     writing = _writing(service) if functions else None
+    if writing is not None and fields.must_call():
+        params = replace(params, constraint=Constraint(*writing.grammar(fields.must_call())))
     tools = [{"type": "function", "function": function} for function in functions] or None
 
     async def prompts(llm: AsyncLLM) -> list[Sequence[int]]:
@@ -93,7 +96,7 @@ async def _answer(
     service.check_model(fields.model)
     with service.admitted(count * fields.choices) as llm:
         found = await prompts(llm)
-        call = _submitted(service, llm, fields, params, found)
+        call = await _submitted(service, llm, fields, params, found)
         call.writing = writing
     if fields.stream:
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
@@ -103,7 +106,7 @@ async def _answer(
     return await _whole(call, http)
 
 
-def _submitted(
+async def _submitted(
     service: Service,
     llm: AsyncLLM,
     fields: ChatFields | CompletionFields,
@@ -120,7 +123,7 @@ def _submitted(
             text = llm.llm.tokenizer.decode(ids) if echo else ""
             for choice in range(fields.choices):
                 own = params if params.seed is None else replace(params, seed=(params.seed + choice) % 2**63)
-                call.streams.append(llm.stream(ids, own, continues=not is_chat))
+                call.streams.append(await llm.begin(ids, own, continues=not is_chat))
                 call.echoes.append(text)
                 call.clocks.append(Clock(service.metrics))
     except BaseException:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from llmcore.engine.constraint import Constraint
 from llmcore.engine.sampling_params import MAX_STOPS, SamplingParams
 from llmcore.errors import RequestError
 
@@ -34,6 +35,40 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
+class NamedSchema(Fields):
+    """A JSON schema."""
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    json_schema: Annotated[dict[str, Any] | bool, Field(alias="schema")]
+
+
+class ResponseFormat(Fields):
+    """The form of an answer; ``regex`` and ``grammar`` (llguidance's Lark) are not OpenAI's."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: NamedSchema | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    def constraint(self) -> Constraint | None:
+        """As the engine takes it.
+
+        Raises:
+            RequestError: what the type needs is missing, or what it does not is there.
+        """
+        schema = None if self.json_schema is None else json.dumps(self.json_schema.json_schema)
+        texts = {"json_schema": schema, "regex": self.regex, "grammar": self.grammar}
+        for name, text in texts.items():
+            if (text is None) == (self.type == name):
+                wrong = "is missing" if text is None else f"has no place beside type {self.type!r}"
+                raise RequestError(f"{name} {wrong}", field="response_format")
+        if self.type == "text":
+            return None
+        return Constraint("lark" if self.type == "grammar" else self.type, texts.get(self.type) or "")
+
+
 class Sampling(Fields):
     """What both kinds of completion share."""
 
@@ -53,6 +88,9 @@ class Sampling(Fields):
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
     user: str | None = None
 
     def params(self, **more: Any) -> SamplingParams:
@@ -76,8 +114,20 @@ class Sampling(Fields):
             "stop": stop or None,
             "stop_token_ids": tuple(self.stop_token_ids) if self.stop_token_ids else None,
             "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "logit_bias": self._biases(),
+            "constraint": None if self.response_format is None else self.response_format.constraint(),
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None}, **more)
+
+    def _biases(self) -> dict[int, float] | None:
+        """By token; JSON has them as text."""
+        if not self.logit_bias:
+            return None
+        wrong = next((token for token in self.logit_bias if not (token.isascii() and token.isdigit())), None)
+        if wrong is not None:
+            raise RequestError(f"logit_bias has the key {wrong!r}, which is no token id", field="logit_bias")
+        return {int(token[:20]): bias for token, bias in self.logit_bias.items()}
 
     @property
     def choices(self) -> int:
