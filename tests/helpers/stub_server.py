@@ -1,6 +1,7 @@
 """An OpenAI-compatible server that plays a script: delays, errors, streams that break off.
 
-``python -m helpers.stub_server CHUNKS`` serves answers of so many chunks as fast as it can, to see what a client costs.
+``python -m helpers.stub_server CHUNKS GAP`` serves answers of so many chunks, so many seconds apart: to see what a
+client costs.
 """
 
 from __future__ import annotations
@@ -98,10 +99,10 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply, asked: dict[str, Any
     head = [f"HTTP/1.1 {reply.status}", "Content-Type: text/event-stream", *reply.headers]
     writer.write("\r\n".join([*head, "Transfer-Encoding: chunked", "", ""]).encode())
     chat = "messages" in asked
-    _event(writer, {"choices": [{"delta": {"role": "assistant", "content": ""}}]}) if chat else None
+    if chat:
+        _event(writer, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
     for gap in reply.gaps:
-        if gap >= 0:
-            await asyncio.sleep(gap)
+        await asyncio.sleep(gap)
         _event(writer, {"choices": [{"delta": {"content": " a"}} if chat else {"text": " a"}]})
         await writer.drain()
     if reply.hangs:
@@ -113,17 +114,18 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply, asked: dict[str, Any
         if reply.usage:
             prompt, output = reply.usage
             _event(writer, {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": output}})
-        _chunk(writer, b"data: [DONE]\n\n")
-        writer.write(b"0\r\n\r\n")
+        writer.write(event("[DONE]") + b"0\r\n\r\n")
     await writer.drain()
 
 
 def _event(writer: asyncio.StreamWriter, values: dict[str, Any]) -> None:
-    _chunk(writer, b"data: " + json.dumps(values).encode() + b"\n\n")
+    writer.write(event(json.dumps(values)))
 
 
-def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
-    writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+def event(data: str) -> bytes:
+    """One event in a chunk of its own."""
+    content = f"data: {data}\n\n".encode()
+    return b"%x\r\n%s\r\n" % (len(content), content)
 
 
 @contextmanager
@@ -132,19 +134,18 @@ def stub_server(script: Script) -> Iterator[Stub]:
     stub, ready = Stub(), threading.Event()
     loop = asyncio.new_event_loop()
 
-    async def serve() -> None:
-        server = await asyncio.start_server(lambda r, w: stub.serve(script, r, w), "127.0.0.1", 0)
+    def run() -> None:
+        starting = asyncio.start_server(lambda r, w: stub.serve(script, r, w), "127.0.0.1", 0)
+        server = loop.run_until_complete(starting)
         stub.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         ready.set()
-
-    def run() -> None:
-        loop.run_until_complete(serve())
         loop.run_forever()
+        server.close()
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
         if tasks:
-            loop.run_until_complete(asyncio.wait(tasks))
+            loop.run_until_complete(asyncio.wait(tasks, timeout=10))
         loop.close()
 
     thread = threading.Thread(target=run, daemon=True)

@@ -204,19 +204,29 @@ class Client:
             return None
 
     async def _exchange(self, request: bytes, answer: Answer) -> Response:
-        connection = await self._connection()
+        kept = self._kept()
+        if kept is not None:
+            try:
+                return await self._over(kept, request, answer)
+            except HttpError as error:
+                if error.outcome != "no answer":
+                    raise  # else the server has ended an idle connection just now, as it may: ask on a new one
+        self.opened += 1
+        return await self._over(await Connection.open(self.target), request, answer)
+
+    async def _over(self, connection: Connection, request: bytes, answer: Answer) -> Response:
         response = await connection.exchange(request, answer.take)
         if connection.free:
             self._idle.append(connection)
         return response
 
-    async def _connection(self) -> Connection:
+    def _kept(self) -> Connection | None:
+        """An idle connection; those that have ended are forgotten."""
         while self._idle:
-            kept = self._idle.pop()
-            if kept.free:
-                return kept
-        self.opened += 1
-        return await Connection.open(self.target)
+            connection = self._idle.pop()
+            if connection.free:
+                return connection
+        return None
 
     def close(self) -> None:
         """Ends all connections."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from llmcore.errors import ConfigError, LlmcoreError
 
 MAX_HEAD = 1 << 16  # bytes
+HEX = b"0123456789abcdefABCDEF"
 
 
 class HttpError(LlmcoreError):
@@ -167,8 +168,9 @@ class Response:
             self._line(data[at:end])
             at = end + 2
         self._held = data[at:]
-        if len(self._held) > MAX_HEAD or (self.done and self._held):
-            raise HttpError("what follows a chunk is no chunk")
+        self.keeps &= not (self.done and self._held)
+        if len(self._held) > MAX_HEAD:
+            raise HttpError(f"no end of a chunk's size in {MAX_HEAD} bytes")
         return found[0] if len(found) == 1 else b"".join(found)
 
     def _line(self, line: bytes) -> None:
@@ -181,10 +183,9 @@ class Response:
             self._after = ""
         else:
             size = line.partition(b";")[0].strip()
-            try:
-                self._left = int(size, 16)
-            except ValueError:
-                raise HttpError(f"a chunk's size is {size[:40]!r}") from None
+            if not size or size.strip(HEX):
+                raise HttpError(f"a chunk's size is {size[:40]!r}")
+            self._left = int(size, 16)
             self._after = "end" if self._left else "trailer"
 
 

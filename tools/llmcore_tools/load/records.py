@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 OK = "ok"
@@ -52,7 +53,7 @@ class Record:
     @property
     def gaps(self) -> list[float]:
         """Inter-token latencies: seconds between one chunk with text and the next."""
-        return [later - earlier for earlier, later in zip(self.arrivals, self.arrivals[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(self.arrivals)]
 
     @property
     def e2e(self) -> float:
