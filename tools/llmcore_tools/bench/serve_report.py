@@ -178,5 +178,5 @@ def error_table(records: Sequence[Record], of: str = "") -> Table:
     rows = [
         (outcome, str(len(those)), those[0].retry_after, those[0].detail) for outcome, those in sorted(failed.items())
     ]
-    note = "Of each kind the first one's Retry-After and words. Nothing is sent a second time."
+    note = "Of each kind the first one's Retry-After and words. What failed is not sent again."
     return Table(f"Errors{of}", ("status", "requests", "retry after", "first"), tuple(rows), note)
