@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Stub:
     connections: int = 0
     lost: int = 0  # connections that ended amid an answer
     at_once: int = 0  # most answers under way
-    _under_way: int = 0
+    under_way: int = 0
 
     async def serve(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -64,13 +65,13 @@ class Stub:
                     await _send(writer, Reply(body=b'{"data": [{"id": "stub"}]}'), {})
                     continue
                 self.bodies.append(json.loads(body))
-                self._under_way += 1
-                self.at_once = max(self.at_once, self._under_way)
+                self.under_way += 1
+                self.at_once = max(self.at_once, self.under_way)
                 reply = script(len(self.bodies) - 1, self.bodies[-1])
                 try:
                     await self._watched(reader, _send(writer, reply, self.bodies[-1]))
                 finally:
-                    self._under_way -= 1
+                    self.under_way -= 1
                 if reply.raw is not None:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -81,13 +82,16 @@ class Stub:
     async def _watched(self, reader: asyncio.StreamReader, sending: Any) -> None:
         """Sends, and counts a client that goes away meanwhile."""
         task = asyncio.ensure_future(sending)
-        while not task.done():
-            await asyncio.wait([task], timeout=0.005)
-            if reader.at_eof() or reader.exception():
-                task.cancel()
-                self.lost += 1
-                raise ConnectionError("the client has hung up")
-        await task
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=0.005)
+                if reader.at_eof() or reader.exception():
+                    task.cancel()
+                    raise ConnectionError("the client has hung up")
+            await task
+        except ConnectionError:
+            self.lost += 1
+            raise
 
 
 async def _send(writer: asyncio.StreamWriter, reply: Reply, asked: dict[str, Any]) -> None:
@@ -153,6 +157,9 @@ def stub_server(script: Script) -> Iterator[Stub]:
     assert ready.wait(10)
     try:
         yield stub
+        for _ in range(500):  # what the client has left alone is noticed within moments
+            if stub.under_way:
+                time.sleep(0.01)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

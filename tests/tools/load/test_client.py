@@ -39,12 +39,12 @@ def sent(
 
 
 def test_times_follow_the_script() -> None:
-    (record,), stub = sent(Reply((0.1, 0.05, 0.2), usage=(12, 3)))
+    (record,), stub = sent(Reply((0.1, 0.02, 0.6), usage=(12, 3)))
     assert record.outcome == "ok" and record.ttft is not None and record.tpot is not None
     assert (record.prompt_tokens, record.output_tokens, record.counted) == (12, 3, "usage")
     assert record.ttft >= 0.1, "the role's empty chunk, at once, is no first token"
-    assert len(record.gaps) == 2 and record.gaps[0] < record.gaps[1] and record.gaps[1] >= 0.15
-    assert record.e2e >= 0.3
+    assert len(record.gaps) == 2 and record.gaps[0] < record.gaps[1]
+    assert record.arrivals[2] - record.sent >= 0.72 and record.e2e >= 0.72
     (body,) = stub.bodies
     assert body["messages"] == [{"role": "user", "content": "a prompt"}]
     assert body["stream"] and body["stream_options"] == {"include_usage": True} and "ignore_eos" not in body
@@ -138,7 +138,7 @@ def test_concurrency_is_a_bound_and_order_is_kept() -> None:
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
-    records, stub = sent(Reply((0.5,), usage=(1, 1)), [ASK] * 10, pace=Pace(rate=100.0))
+    records, stub = sent(Reply((1.0,), usage=(1, 1)), [ASK] * 10, pace=Pace(rate=100.0))
     assert {record.outcome for record in records} == {"ok"} and stub.at_once == 10
     dues = Pace(rate=100.0).dues(10, 0)
     assert [record.due - records[0].due for record in records] == pytest.approx(dues)

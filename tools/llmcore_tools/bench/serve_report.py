@@ -141,7 +141,8 @@ def _throughput(found: Summary) -> Iterator[tuple[str, str]]:
         yield "goodput, % of requests", f"{100 * found.good_share:.1f}"
         yield "goodput, requests/s", figure(found.good / found.duration)
     yield "load tool, % of a core", figure(100 * found.busy / found.duration)
-    yield "load tool, ms late at most", figure(1e3 * found.late)
+    if found.late:  # of an open loop
+        yield "load tool, ms late at most", figure(1e3 * found.late)
 
 
 def _counting(found: Summary) -> str:
