@@ -202,6 +202,17 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "needs matplotlib" in capsys.readouterr().err
 
 
+def test_the_key_is_sent_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUB_KEY", "hush-hush")
+    file = tmp_path / "found.json"
+    with stub_server(lambda index, body: FAST) as stub:
+        assert serve(stub.url, *SMALL, "--api-key-env", "STUB_KEY", "--json", str(file)) == 0
+    assert all("Authorization: Bearer hush-hush\r\n" in head for head in stub.heads)
+    assert "hush" not in capsys.readouterr().out + file.read_text(encoding="utf-8")
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "serve", "--help"]) == 0
     assert "--slo-tpot MS" in capsys.readouterr().out
