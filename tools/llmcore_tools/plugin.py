@@ -11,6 +11,9 @@ def llmcore_commands() -> list[CommandInfo]:
     return [
         CommandInfo("verify", "compare a model with transformers or another backend", "llmcore_tools.verify:main", 60),
         CommandInfo(
-            "bench", "measure speed: a model, its ops, against llama.cpp", "llmcore_tools.bench.command:main", 70
+            "bench",
+            "measure speed: a model, its ops, a server under load, against llama.cpp",
+            "llmcore_tools.bench.command:main",
+            70,
         ),
     ]

@@ -1,1 +1,1 @@
-"""``llmcore bench``: how fast a model runs here, op by op too, and beside another engine on the same file."""
+"""``llmcore bench``: how fast a model runs here, op by op too, under load, and beside another engine."""

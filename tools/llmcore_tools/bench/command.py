@@ -13,6 +13,8 @@ SUITES = {
     "model": "llmcore_tools.bench.suite:main",
     "ops": "llmcore_tools.bench.ops:main",
     "against": "llmcore_tools.bench.against:main",
+    "serve": "llmcore_tools.bench.serve:main",
+    "batch": "llmcore_tools.bench.batch:main",
     "make-model": "llmcore_tools.bench.make_model:main",
 }
 __all__ = ["COMMAND", "SUITES", "main"]  # tab completion takes the flags of COMMAND

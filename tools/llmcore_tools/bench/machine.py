@@ -22,10 +22,11 @@ WELCOME = (  # what kernels use beside an instruction level, where it is there
 )
 
 
-def facts(llm: LLM | None, threads: int, state: Mapping[str, Any] | None) -> dict[str, Any]:
+def facts(llm: LLM | None, threads: int | None, state: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything about machine, software and model that a figure depends on, as plain data.
 
     Args:
+        threads: of the engine; None where it is another process's.
         state: what :func:`llmcore_tools.bench.roofline.machine_state` measured, None where nobody asked.
     """
     cpu, cores = probe.cpu(), probe.threads()
@@ -94,7 +95,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     features = f"; it has {', '.join(found['features'])}" if found["features"] else ""
     yield "processor", f"{found['processor']}, {cores['machine']} cores{memory}"
     yield "compiled for", f"{found['level']}{forced}{features}"
-    yield "threads", f"{found['threads']} ({cores['usable']} usable)"
+    if found["threads"] is not None:
+        yield "threads", f"{found['threads']} ({cores['usable']} usable)"
     yield "software", ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     yield "platform", found["platform"]
     if found["commit"]:

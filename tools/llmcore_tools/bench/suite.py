@@ -27,7 +27,7 @@ COLD_SAMPLES = 3  # at most
 SHORT = Workload(16, 0)
 COMMAND = Command(
     "llmcore bench",
-    "measure a model's speed here (`llmcore bench ops` and `llmcore bench against llama.cpp` measure other things)",
+    "measure a model's speed here (`llmcore bench ops`, `batch`, `serve` and `against llama.cpp` measure other things)",
     (*options.LENGTHS, OTHERS, CONTEXT, COLD, options.REPEATS, options.ONLY, *options.OUTPUT),
 )
 
