@@ -105,6 +105,14 @@ class RequestError(LlmcoreError):
         self.field = field
 
 
+class GenerationError(LlmcoreError):
+    """A request that was well formed failed while it ran: a kernel raised, or the model computed NaN."""
+
+
+class InternalError(AssertionError):
+    """A broken invariant of ours that a check has found: a bug, not input."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A remedy sentence for an unknown ``name``: the nearest known names, and all that exist."""
     names = sorted(known)
