@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RequestError
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Delta(NamedTuple):
     Attributes:
         text: new text; may be empty while a character or a possible stop text is incomplete.
         token_ids: new tokens.
-        finish_reason: set on the last one: ``stop`` (end token or stop text), ``length``, ``abort``.
+        finish_reason: set on the last one: ``stop`` (end token or stop text), ``length``, ``abort``,
+            ``error`` (the request says which).
     """
 
     request_id: int
@@ -49,6 +50,14 @@ class Request:
         pages: the cache pages that hold these, in order.
         seed: of the draw; one is made where the parameters have none.
         deltas: what came out and was not taken yet.
+        priority: the smaller, the sooner, where the policy looks at it.
+        overtaken: how many requests that came later were let in before it.
+        admitted: whether it was let in at least once; ``cached`` is known then.
+        cached: tokens of the prompt whose pages were found in the prefix cache.
+        digests: of the sequence's full pages, as far as somebody has asked for them.
+        entered: how many of these pages are in the prefix cache, found there or put there.
+        error: what went wrong, where the reason is ``error``.
+        cause: the exception behind it, if there was one.
     """
 
     id: int
@@ -60,6 +69,14 @@ class Request:
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     deltas: deque[Delta] = field(default_factory=deque)
+    priority: int = 0
+    overtaken: int = 0
+    admitted: bool = False
+    cached: int = 0
+    digests: list[bytes] = field(default_factory=list)
+    entered: int = 0
+    error: str = ""
+    cause: Exception | None = None
 
     def __post_init__(self) -> None:
         """Starts with the prompt."""
