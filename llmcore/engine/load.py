@@ -70,6 +70,8 @@ class EngineSettings:
             raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(str(self.kv_dtype), known))
         if not isinstance(self.prefix_cache, bool):
             raise ConfigError(f"engine.prefix_cache is {self.prefix_cache!r}", remedy="it must be true or false")
+        if not isinstance(self.policy, str):
+            raise ConfigError(f"engine.policy is {self.policy!r}", remedy="give a policy's name")
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 
