@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from llmcore.cache.prefix import PrefixIndex
@@ -22,7 +22,7 @@ class PagePool:
         self.references = [0] * pages
         self.prefixes = prefixes
         self._free = list(range(pages - 1, -1, -1))
-        self._idle: dict[int, None] = {}  # in the order in which their last holders let go
+        self._idle: OrderedDict[int, None] = OrderedDict()  # as their last holders let go
 
     @property
     def free(self) -> int:
@@ -42,8 +42,7 @@ class PagePool:
         return pages
 
     def _evict(self) -> int:
-        page = next(iter(self._idle))
-        del self._idle[page]
+        page, _ = self._idle.popitem(last=False)
         assert self.prefixes is not None
         self.prefixes.forget(page)
         return page

@@ -80,7 +80,7 @@ class Engine:
         self.failed = 0
         self.live: dict[int, Live] = {}
         self._ids = count()
-        self._lock = RLock()  # one step, or one change of what the next one holds, at a time
+        self.lock = RLock()  # one step, or one change of what the next one holds, at a time
 
     def add(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
@@ -102,7 +102,7 @@ class Engine:
             raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
         ids = checked_ids(prompt_ids, self.runner.vocab)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        with self._lock:
+        with self.lock:
             request = Request(next(self._ids), ids, params, seed, priority=int(priority))
             self.scheduler.add(request)
             self.live[request.id] = self._live(request, continues=continues)
@@ -118,7 +118,7 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """Ends ``request`` now and frees its pages; nothing happens if it has ended."""
-        with self._lock:
+        with self.lock:
             if self.live.pop(request.id, None) is not None:
                 request.finish_reason = "abort"
                 self.scheduler.finish(request)
@@ -148,7 +148,7 @@ class Engine:
 
     def verify(self) -> None:
         """Raises :class:`InternalError` where the pages of the KV cache and their holders do not agree."""
-        with self._lock:
+        with self.lock:
             self.scheduler.verify()
 
     def step(self, waiting: Request | None = None) -> None:
@@ -157,7 +157,7 @@ class Engine:
         Args:
             waiting: the request that the caller waits for: nothing is run if it got a delta, or ended, meanwhile.
         """
-        with self._lock:
+        with self.lock:
             if waiting is None or not (waiting.deltas or waiting.finish_reason):
                 self._step()
 
