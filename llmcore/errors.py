@@ -106,7 +106,11 @@ class RequestError(LlmcoreError):
 
 
 class GenerationError(LlmcoreError):
-    """A request that was accepted has failed on the way: a number that is none, a kernel that raised."""
+    """A request that was well formed failed while it ran: a kernel raised, or the model computed NaN."""
+
+
+class InternalError(AssertionError):
+    """A broken invariant of ours that a check has found: a bug, not input."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -153,6 +153,15 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
+class PolicyInfo:
+    """An order of those that wait for the engine: ``target`` is ``f() -> llmcore.engine.policies.Policy``."""
+
+    name: str
+    summary: str
+    target: str
+
+
+@dataclass(frozen=True)
 class CommandInfo:
     """A subcommand of ``llmcore``: ``target`` is ``f(argv: list[str]) -> int``."""
 
@@ -190,3 +199,8 @@ def llmcore_sources() -> list[SourceInfo]:  # type: ignore[empty-body]
 @hookspec
 def llmcore_commands() -> list[CommandInfo]:  # type: ignore[empty-body]
     """Subcommands of ``llmcore`` that this plugin adds."""
+
+
+@hookspec
+def llmcore_policies() -> list[PolicyInfo]:  # type: ignore[empty-body]
+    """Policies that this plugin offers for ``engine.policy``."""

@@ -96,6 +96,7 @@ class LLM:
         self.model = chosen.ref
         self.threads = usable_threads(threads)
         settings = engine or EngineSettings()
+        policy = resolve(plugins().policy(settings.policy).target)()
         registry = Registry(
             plugins(),
             Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads, settings.kv_dtype),
@@ -124,7 +125,9 @@ class LLM:
             cache=PackedCache.at(cache_dir) if cache_packed else None,
             taps=taps,
         )
-        self.engine = Engine(self.runner, self.tokenizer, self._eos_ids())
+        self.engine = Engine(
+            self.runner, self.tokenizer, self._eos_ids(), policy=policy, prefix_cache=settings.prefix_cache
+        )
         forget_linker()
         self.load_s = time.perf_counter() - started
 
@@ -180,6 +183,8 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
         """Completes each prompt (text, or token ids); many run in one batch. Answers come in the order of the prompts.
+
+        One that failed on its way has the reason ``error`` and what there was until then.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing has run then.

@@ -24,7 +24,7 @@ import pluggy
 
 from llmcore import hookspecs
 from llmcore.errors import PluginError, near
-from llmcore.hookspecs import BackendInfo, CommandInfo, FamilyInfo, FormatInfo, SourceInfo, TokenizerInfo
+from llmcore.hookspecs import BackendInfo, CommandInfo, FamilyInfo, FormatInfo, PolicyInfo, SourceInfo, TokenizerInfo
 
 DISTRIBUTION = "llmcore"
 Record = TypeVar("Record")
@@ -57,6 +57,7 @@ class Plugins:
     tokenizers: dict[str, TokenizerInfo] = field(default_factory=dict)
     sources: dict[str, SourceInfo] = field(default_factory=dict)
     commands: dict[str, CommandInfo] = field(default_factory=dict)
+    policies: dict[str, PolicyInfo] = field(default_factory=dict)
     providers: dict[tuple[str, str], str] = field(default_factory=dict)  # (kind, name) → distribution
 
     def broken(self) -> list[Loaded]:
@@ -70,6 +71,10 @@ class Plugins:
     def command(self, name: str) -> CommandInfo:
         """The subcommand ``name``; raises like :meth:`backend`."""
         return self._get("command", self.commands, name)
+
+    def policy(self, name: str) -> PolicyInfo:
+        """The policy ``name``; raises like :meth:`backend`."""
+        return self._get("policy", self.policies, name)
 
     def _get(self, kind: str, table: dict[str, Record], name: str) -> Record:
         if name in table:
@@ -148,6 +153,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("tokenizer", "tokenizers", "kind"),
     ("source", "sources", "name"),
     ("command", "commands", "name"),
+    ("policy", "policies", "name"),
 )
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from llmcore.native.abi import (
     NativeFunction,
     claim,
@@ -22,18 +20,16 @@ from llmcore.native.abi import (
     native_kernel,
     scratch,
     specialised,
-    store_f32,
-    store_i32,
     tensor,
 )
 from llmcore.native.vector import LANES, load
+from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.elementwise import gated
 from llmcore_numba.family import Family
 from llmcore_numba.float_arithmetic import ARITHMETIC, FACTOR
 from llmcore_numba.float_packing import ROWS, VECTORS
 from llmcore_numba.float_tile import SHAPE, STRIP, SUMS, WIDTH, float_tile
 from llmcore_numba.float_tokens import tokens_for
-from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.inputs import ALONE
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import names_of
@@ -255,8 +251,7 @@ def _classifier_argmax(operands, thread, _threads):
     while chunk < chunks:
         mine = slots + chunk * rows * 8
         for token in range(rows):
-            store_f32(mine + token * 8, np.float32(-np.inf))
-            store_i32(mine + token * 8 + 4, chunk * some * ROWS)
+            clear(mine + token * 8, chunk * some * ROWS)
         for block in range(chunk * some, min((chunk + 1) * some, blocks), STRIP):
             for begin in range(0, rows, TOKEN_CHUNK):
                 count = min(TOKEN_CHUNK, rows - begin)

@@ -5,24 +5,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from llmcore.native.abi import (
     claim,
     dim,
     f64_attr,
     fetch_add,
     inlined,
-    load_f32,
-    load_i32,
     load_i64,
     native_kernel,
     scratch,
-    store_f32,
-    store_i32,
     tensor,
 )
-from llmcore.native.vector import any_above, load, load_first, splat, store, store_first
+from llmcore.native.vector import load, load_first, store, store_first
+from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.elementwise import gated
 from llmcore_numba.operands import operands_of
 from llmcore_numba.rms_norm import CHUNK, normalise
@@ -112,33 +107,6 @@ def gate_up_swiglu(operands, thread, _threads):
         chunk = claim(operands)
 
 
-@inlined
-def note_best(sums, first, count, slot):
-    """Keeps in ``slot`` (float32 value, int32 row) the largest of ``count`` sums, the first among equals."""
-    best = load_f32(slot)
-    for begin in range(0, count, 16):
-        if begin + 16 <= count and not any_above(load(sums + begin * 4), splat(best)):
-            continue  # as nearly always
-        for row in range(begin, min(begin + 16, count)):
-            value = load_f32(sums + row * 4)
-            if value > best:
-                best = value
-                store_f32(slot, value)
-                store_i32(slot + 4, first + row)
-
-
-@inlined
-def best_of_chunks(slots, chunks, tokens, ids):
-    """The best of every token's slots, one for each chunk: slots are ``[chunk][token]``."""
-    for token in range(tokens):
-        best, index = load_f32(slots + token * 8), load_i32(slots + token * 8 + 4)
-        for chunk in range(1, chunks):
-            slot = slots + (chunk * tokens + token) * 8
-            if load_f32(slot) > best:
-                best, index = load_f32(slot), load_i32(slot + 4)
-        store_i32(ids + token * 4, index)
-
-
 @PerFormat
 def classifier_argmax(operands, thread, _threads):
     tokens, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
@@ -153,8 +121,7 @@ def classifier_argmax(operands, thread, _threads):
     while chunk < chunks:
         mine = slots + chunk * tokens * 8
         for token in range(tokens):
-            store_f32(mine + token * 8, np.float32(-np.inf))
-            store_i32(mine + token * 8 + 4, chunk * rows)
+            clear(mine + token * 8, chunk * rows)
         for first in range(chunk * rows, min((chunk + 1) * rows, outer), block):
             count = min(block, outer - first)
             if tokens == 1:

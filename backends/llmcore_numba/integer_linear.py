@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from llmcore.native.abi import (
     NativeFunction,
     claim,
@@ -20,15 +18,13 @@ from llmcore.native.abi import (
     native_kernel,
     scratch,
     specialised,
-    store_f32,
-    store_i32,
     tensor,
 )
 from llmcore.native.machine import machine
 from llmcore.native.vector import load, store, zeros
+from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.elementwise import gated
 from llmcore_numba.family import Family
-from llmcore_numba.fused import best_of_chunks, note_best
 from llmcore_numba.inputs import ALONE
 from llmcore_numba.integer import integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
@@ -245,8 +241,7 @@ def _classifier_argmax(operands, thread, _threads):
     while chunk < chunks:
         mine = slots + chunk * rows * 8
         for token in range(rows):
-            store_f32(mine + token * 8, np.float32(-np.inf))
-            store_i32(mine + token * 8 + 4, chunk * some * STRIP)
+            clear(mine + token * 8, chunk * some * STRIP)
         for at in range(chunk * some * STRIP, min((chunk + 1) * some * STRIP, outer), STRIP):
             lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
             to_next = row_bytes if upper > 0 else 0

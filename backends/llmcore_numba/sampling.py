@@ -35,6 +35,7 @@ from llmcore.native.vector import (
     total,
     zeros,
 )
+from llmcore_numba.best import clear, note_best, row_of
 from llmcore_numba.operands import operands_of
 
 ARGMAX_LOGITS, ARGMAX_IDS, ARGMAX_R, ARGMAX_V = operands_of("argmax")
@@ -128,17 +129,15 @@ def bound_of(x, size, limit, by_mass, work):
 
 
 @native_kernel
-def argmax(operands, _thread, _threads):
+def argmax(operands, thread, _threads):
     rows, vocab = dim(operands, ARGMAX_R), dim(operands, ARGMAX_V)
     logits, ids = tensor(operands, ARGMAX_LOGITS), tensor(operands, ARGMAX_IDS)
+    slot = scratch(operands, thread)
     row = claim(operands)
     while row < rows:
-        x = logits + row * vocab * 4
-        best = largest_of(x, vocab)
-        index = 0
-        while best > LOWEST and load_f32(x + index * 4) != best:  # NaN and minus infinity alone: 0
-            index += 1
-        store_i32(ids + row * 4, index)
+        clear(slot, 0)
+        note_best(logits + row * vocab * 4, 0, vocab, slot)
+        store_i32(ids + row * 4, row_of(slot))
         row = claim(operands)
 
 

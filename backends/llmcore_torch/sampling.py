@@ -12,8 +12,9 @@ FINITE = torch.finfo(torch.float32)
 
 
 def argmax(logits: torch.Tensor, ids: torch.Tensor) -> None:
-    """The first index of each row's maximum."""
-    ids.copy_(logits.nan_to_num(nan=-INFINITY, posinf=INFINITY, neginf=-INFINITY).argmax(-1))
+    """The first index of each row's maximum, which is a NaN where there is one: -1 then."""
+    best = logits.argmax(-1, keepdim=True)
+    ids.copy_(best.masked_fill_(logits.gather(-1, best).isnan(), -1)[:, 0])
 
 
 def softmax(logits: torch.Tensor, temperature: torch.Tensor, probs: torch.Tensor) -> None:

@@ -94,6 +94,8 @@ class EngineConfig:
         kv_pages: pages of the KV cache.
         buckets: step sizes in tokens that get a program of their own.
         kv_dtype: the element type of the KV cache.
+        prefix_cache: share the pages of sequences that begin alike.
+        policy: who of those that wait is let in first; ``llmcore plugins`` names those that are installed.
     """
 
     max_context: int = 0
@@ -104,6 +106,8 @@ class EngineConfig:
     kv_pages: int = 0
     buckets: list[int] = field(default_factory=lambda: [1, 8, 64])
     kv_dtype: KVDtype = KVDtype.auto
+    prefix_cache: bool = True
+    policy: str = "fcfs"
 
 
 @dataclass

@@ -6,19 +6,28 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from numbers import Integral
 from threading import RLock
+from typing import Any
+
+import numpy as np
 
 from llmcore.cache.pages import PagePool
+from llmcore.cache.prefix import PrefixIndex
 from llmcore.engine.logit_rules import LogitRules
+from llmcore.engine.policies import Policy
 from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, checked_ids
 from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler, logprobs
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.engine.scheduler import Scheduler
-from llmcore.errors import RequestError
+from llmcore.engine.scheduler import Scheduled, Scheduler
+from llmcore.engine.stats import Counters, Stats
+from llmcore.errors import GenerationError, RequestError
 from llmcore.text.constraint import ConstraintCompiler
 from llmcore.text.detokenizer import Detokenizer, StopStrings
 from llmcore.text.tokenizer import Tokenizer
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(eq=False)
@@ -38,48 +47,60 @@ class Live:
     limit: int
 
 
-@dataclass
-class Counters:
-    """What the engine has done so far, in tokens: ``computed`` went through the model, some perhaps again."""
-
-    computed: int = 0
-    generated: int = 0
-    steps: int = 0
-
-
 class Engine:
     """Runs any number of requests over one model.
 
     Every :meth:`step` computes one ragged batch, prompts in chunks beside running sequences, and samples a token for
-    each sequence that reached its end.
+    each sequence that reached its end. What goes wrong in a step ends the requests that it goes wrong for, with
+    ``error``; the engine goes on with the others.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
-        """Args: ``eos_ids`` end an answer unless the request ignores them."""
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        eos_ids: Sequence[int],
+        *,
+        policy: Policy | None = None,
+        prefix_cache: bool = True,
+    ) -> None:
+        """Prepares for requests.
+
+        Args:
+            eos_ids: they end an answer unless the request ignores them.
+            policy: who is let in first; first come, first served by default.
+            prefix_cache: share the pages of sequences that begin alike.
+        """
         sizes = runner.sizes
         self.runner = runner
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
         self.sampler = Sampler(runner.vocab, sizes.seqs, runner.registry, runner.pool)
-        pool = PagePool(sizes.pages)
-        self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context)
+        pool = PagePool(sizes.pages, PrefixIndex(sizes.page_size) if prefix_cache else None)
+        self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context, policy)
         self.constraints = ConstraintCompiler(tokenizer, runner.vocab)
         self.counters = Counters()
+        self.failed = 0
         self.live: dict[int, Live] = {}
         self._ids = count()
-        self._lock = RLock()  # one step, or one change of what the next one holds, at a time
+        self.lock = RLock()  # one step, or one change of what the next one holds, at a time
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Request:
+    def add(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
+    ) -> Request:
         """Queues a request; arguments and errors as for :meth:`request`."""
-        request = self.request(prompt_ids, params, continues=continues)
+        request = self.request(prompt_ids, params, continues=continues, priority=priority)
         self.enqueue(request)
         return request
 
-    def request(self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True) -> Request:
+    def request(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
+    ) -> Request:
         """A request that can be queued. Waits for no step that is under way, as :meth:`enqueue` does.
 
         Args:
             continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
+            priority: the smaller, the sooner, under a policy that looks at it.
 
         Raises:
             RequestError: an empty prompt, a token outside of the vocabulary, a prompt longer than the context, or a
@@ -89,16 +110,18 @@ class Engine:
             raise RequestError(
                 f"the parameters are a {type(params).__name__}", field="params", remedy="give SamplingParams(…)"
             )
+        if not isinstance(priority, Integral) or isinstance(priority, bool):
+            raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
         ids = checked_ids(prompt_ids, self.runner.vocab)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         rules = self._rules(params) if params.ruled else None  # a new constraint may take seconds: steps go on
-        request = Request(next(self._ids), ids, params, seed, continues=continues, rules=rules)
+        request = Request(next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority))
         self.scheduler.check(request)
         return request
 
     def enqueue(self, request: Request) -> None:
         """Queues what :meth:`request` has made."""
-        with self._lock:
+        with self.lock:
             self.scheduler.add(request)
             self.live[request.id] = self._live(request)
 
@@ -120,7 +143,7 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """Ends ``request`` now and frees its pages; nothing happens if it has ended."""
-        with self._lock:
+        with self.lock:
             if self.live.pop(request.id, None) is not None:
                 request.finish_reason = "abort"
                 self.scheduler.finish(request)
@@ -130,13 +153,36 @@ class Engine:
         """Whether any request is unfinished."""
         return self.scheduler.busy
 
+    def stats(self) -> Stats:
+        """Where the engine stands; taken without waiting for the step that may be under way."""
+        scheduler, done = self.scheduler, self.counters
+        pool, prefixes = scheduler.pool, scheduler.pool.prefixes
+        return Stats(
+            len(scheduler.running),
+            len(scheduler.waiting),
+            scheduler.preemptions,
+            len(pool.references),
+            pool.free,
+            prefixes.queried if prefixes else 0,
+            prefixes.hit if prefixes else 0,
+            done.generated,
+            done.computed,
+            done.steps,
+            self.failed,
+        )
+
+    def verify(self) -> None:
+        """Raises :class:`InternalError` where the pages of the KV cache and their holders do not agree."""
+        with self.lock:
+            self.scheduler.verify()
+
     def step(self, waiting: Request | None = None) -> None:
         """Computes one batch; each request that got a token has a delta more.
 
         Args:
             waiting: the request that the caller waits for: nothing is run if it got a delta, or ended, meanwhile.
         """
-        with self._lock:
+        with self.lock:
             if waiting is None or not (waiting.deltas or waiting.finish_reason):
                 self._step()
 
@@ -144,6 +190,42 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan:
             return
+        try:
+            tokens, logits = self._compute(plan)
+        except Exception as error:  # whatever a kernel raises
+            for request, _, _ in plan:
+                self._fail(request, error)
+            return
+        self.counters.steps += 1
+        row = 0
+        for request, new, complete in plan:
+            self.counters.computed += new
+            if complete:
+                try:
+                    token, wanted = tokens[row], request.params.logprobs
+                    if request.error:
+                        raise GenerationError(request.error)
+                    if token < 0:
+                        raise GenerationError("the model computed logits that are not numbers (NaN)")
+                    extra = () if wanted is None or logits is None else (logprobs(logits[row], token, wanted),)
+                    delta = self._accept(self.live[request.id], new, token, extra)
+                    request.deltas.append(delta)
+                    if delta.finish_reason is not None:
+                        self._end(request, delta.finish_reason)
+                    elif new > 1:
+                        self.scheduler.keep(request)
+                except Exception as error:  # in what is this request's own
+                    self._fail(request, error)
+                row += 1
+            else:
+                request.computed += new
+                self.scheduler.keep(request)
+
+    def _compute(self, plan: Sequence[Scheduled]) -> tuple[list[int], Array | None]:
+        """The next token of each sequence whose end a step reaches, below 0 where logits hold NaN; and the logits.
+
+        None in place of logits where none of the requests needs more than their largest.
+        """
         work: list[Work] = []
         ending: list[Request] = []
         plain = True
@@ -153,23 +235,10 @@ class Engine:
             if complete:
                 ending.append(request)
                 plain = plain and request.params.plain
-        logits = None if plain else self.runner.run(work)
-        tokens = self.runner.greedy(work) if logits is None else self.sampler.sample(logits, ending)
-        self.counters.steps += 1
-        row = 0
-        for request, new, complete in plan:
-            self.counters.computed += new
-            if complete:
-                wanted = request.params.logprobs
-                extra = () if wanted is None or logits is None else (logprobs(logits[row], tokens[row], wanted),)
-                request.deltas.append(
-                    self._fail(self.live[request.id], new)
-                    if request.error
-                    else self._accept(self.live[request.id], new, tokens[row], extra)
-                )
-                row += 1
-            else:
-                request.computed += new
+        if plain:
+            return self.runner.greedy(work), None
+        logits = self.runner.run(work)
+        return self.sampler.sample(logits, ending), logits
 
     def _accept(self, live: Live, new: int, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
         """Appends ``token``, made of ``new`` computed ones, to a request and sees whether that ends it."""
@@ -193,8 +262,6 @@ class Engine:
                 reason = "stop"
             elif reason is not None:
                 text += live.stops.finish()
-        if reason is not None:
-            self._finish(request, reason)
         return Delta(request.id, text, (token,), extra, reason)
 
     def _follow(self, request: Request, rules: LogitRules, token: int) -> FinishReason | None:
@@ -207,16 +274,16 @@ class Engine:
             return "error"
         return "stop" if rules.matcher.complete else None
 
-    def _fail(self, live: Live, new: int) -> Delta:
-        """Ends a request that has an error, after ``new`` computed tokens; no token was chosen."""
-        live.request.computed += new
-        text = live.detokenizer.finish()
-        if live.stops is not None:
-            text = live.stops.push(text) + live.stops.finish()
-        self._finish(live.request, "error")
-        return Delta(live.request.id, text, finish_reason="error")
-
-    def _finish(self, request: Request, reason: FinishReason) -> None:
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        """Lets go of a request whose last delta is there: who sees that it has ended finds all of them."""
         request.finish_reason = reason
-        self.scheduler.finish(request)
-        del self.live[request.id]
+        self.failed += reason == "error"
+        self.scheduler.finish(request, doubtful=reason == "error")
+        self.live.pop(request.id, None)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Ends ``request`` with what went wrong; whatever its pages hold is shared with nobody."""
+        request.error = error.message if isinstance(error, GenerationError) else f"{type(error).__name__}: {error}"
+        request.cause = error
+        request.deltas.append(Delta(request.id, "", finish_reason="error"))
+        self._end(request, "error")

@@ -28,24 +28,25 @@ def trace(engine: Engine, ids: Sequence[int], chunk: int | None = None) -> dict[
         raise RequestError(f"chunk is {chunk}", field="chunk", remedy="it must be at least 1")
     step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
     needed = -(-len(ids) // sizes.page_size)
-    if len(ids) > sizes.context or not pool.can_allocate(needed):
-        raise RequestError(
-            f"{len(ids)} tokens do not fit the context of {sizes.context}, or the free KV pages",
-            field="token_ids",
-            remedy="raise engine.max_context, or score fewer",
-        )
-    outputs = {name: runner.outputs[name] for name in runner.graph.outputs}
-    found = {name: np.empty((len(ids), output.shape[1]), np.float32) for name, output in outputs.items()}
-    pages = pool.allocate(needed)
-    try:
-        for start in range(0, len(ids), step):
-            part = ids[start : start + step]
-            runner.run([(part, start, pages, range(len(part)))])
-            for name, output in outputs.items():
-                found[name][start : start + len(part)] = output[: len(part)]
-        return found
-    finally:
-        pool.release(pages)
+    with engine.lock:  # a step writes the same inputs
+        if len(ids) > sizes.context or not pool.can_allocate(needed):
+            raise RequestError(
+                f"{len(ids)} tokens do not fit the context of {sizes.context}, or the free KV pages",
+                field="token_ids",
+                remedy="raise engine.max_context, or score fewer",
+            )
+        outputs = {name: runner.outputs[name] for name in runner.graph.outputs}
+        found = {name: np.empty((len(ids), output.shape[1]), np.float32) for name, output in outputs.items()}
+        pages = pool.allocate(needed)
+        try:
+            for start in range(0, len(ids), step):
+                part = ids[start : start + step]
+                runner.run([(part, start, pages, range(len(part)))])
+                for name, output in outputs.items():
+                    found[name][start : start + len(part)] = output[: len(part)]
+        finally:
+            pool.release(pages)
+    return found
 
 
 def explain(engine: Engine, tokens: int) -> Explanation:

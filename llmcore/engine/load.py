@@ -42,6 +42,8 @@ class EngineSettings:
         buckets: step sizes that get a program of their own.
         kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements. ``auto`` is bfloat16 where
             activations are rounded in any case, else float32.
+        prefix_cache: share the pages of sequences that begin alike.
+        policy: who of those that wait is let in first.
     """
 
     max_context: int = 0
@@ -52,6 +54,8 @@ class EngineSettings:
     kv_pages: int = 0
     buckets: tuple[int, ...] = (1, 8, 64)
     kv_dtype: str = "auto"
+    prefix_cache: bool = True
+    policy: str = "fcfs"
 
     def __post_init__(self) -> None:
         """Raises :class:`ConfigError` for a size that cannot be."""
@@ -64,6 +68,10 @@ class EngineSettings:
         known = ("auto", *KV_DTYPES)
         if self.kv_dtype not in known:
             raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(str(self.kv_dtype), known))
+        if not isinstance(self.prefix_cache, bool):
+            raise ConfigError(f"engine.prefix_cache is {self.prefix_cache!r}", remedy="it must be true or false")
+        if not isinstance(self.policy, str):
+            raise ConfigError(f"engine.policy is {self.policy!r}", remedy="give a policy's name")
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 

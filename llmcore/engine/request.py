@@ -53,7 +53,14 @@ class Request:
         continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
         deltas: what came out and was not taken yet.
         rules: what favours or forbids tokens; None where nothing does.
+        priority: the smaller, the sooner, where the policy looks at it.
+        overtaken: how many requests that came later were let in before it.
+        admitted: whether it was let in at least once; ``cached`` is known then.
+        cached: tokens of the prompt whose pages were found in the prefix cache.
+        digests: of the sequence's full pages, as far as somebody has asked for them.
+        entered: how many of these pages are in the prefix cache, found there or put there.
         error: what went wrong, where the reason is ``error``.
+        cause: the exception behind it, if there was one.
     """
 
     id: int
@@ -67,7 +74,14 @@ class Request:
     finish_reason: FinishReason | None = None
     deltas: deque[Delta] = field(default_factory=deque)
     rules: LogitRules | None = None
+    priority: int = 0
+    overtaken: int = 0
+    admitted: bool = False
+    cached: int = 0
+    digests: list[bytes] = field(default_factory=list)
+    entered: int = 0
     error: str = ""
+    cause: Exception | None = None
 
     def __post_init__(self) -> None:
         """Starts with the prompt."""

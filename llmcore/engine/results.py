@@ -11,7 +11,10 @@ from llmcore.graph.program import Row
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds and rates of one request. Rates are in tokens per second; None where nothing was measured."""
+    """Seconds and rates of one request. Rates are in tokens per second; None where nothing was measured.
+
+    Tokens that were found in the prefix cache do not count.
+    """
 
     ttft_s: float
     prefill_tok_s: float | None
@@ -20,7 +23,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer."""
+    """One finished answer; ``error`` says what went wrong where that is its reason, and ``cached`` counts the tokens
+    of the prompt that were found computed.
+    """
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -28,6 +33,8 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] = ()
     timings: Timings | None = None
+    error: str = ""
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,17 @@ class Collector:
 
     def completion(self) -> Completion:
         """The finished answer."""
-        prompt, count = self.request.prompt_ids, len(self.token_ids)
+        request, count = self.request, len(self.token_ids)
+        computed = len(request.prompt_ids) - request.cached
         ttft = self.first - self.started
         decode = (count - 1) / (self.last - self.first) if count > 1 and self.last > self.first else None
-        timings = Timings(ttft, len(prompt) / ttft if ttft > 0 else None, decode)
-        reason = self.request.finish_reason or "abort"
-        return Completion(prompt, tuple(self.token_ids), "".join(self.text), reason, tuple(self.logprobs), timings)
+        return Completion(
+            request.prompt_ids,
+            tuple(self.token_ids),
+            "".join(self.text),
+            request.finish_reason or "abort",
+            tuple(self.logprobs),
+            Timings(ttft, computed / ttft if ttft > 0 else None, decode),
+            request.error,
+            request.cached,
+        )

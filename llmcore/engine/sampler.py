@@ -63,7 +63,8 @@ class Sampler:
     def sample(self, logits: Array, requests: Sequence[Request]) -> list[int]:
         """One token for each row of ``logits`` (``[rows, vocab]``), each by its request's parameters.
 
-        A request whose rules leave no token has an ``error`` afterwards; its token means nothing.
+        -1 for a row that holds NaN. A request whose rules leave no token has an ``error`` afterwards; its token means
+        nothing.
         """
         adjusted = self.inputs.arrays["logits"][: len(requests)]
         adjusted[:] = logits
@@ -73,12 +74,11 @@ class Sampler:
             if request.rules is not None and not request.rules.apply(row, request.generated_count):
                 request.error = NO_TOKEN
         greedy = [request.params.greedy for request in requests]
-        chosen = np.where(np.isnan(adjusted), -np.inf, adjusted).argmax(-1) if any(greedy) else None  # as the op has it
+        chosen = adjusted.argmax(-1)  # of numpy: a NaN, where there is one
+        broken = np.isnan(np.take_along_axis(adjusted, chosen[:, None], -1)[:, 0])
         if not all(greedy):
-            drawn = self._draw(requests)
-            chosen = drawn if chosen is None else np.where(greedy, chosen, drawn)
-        assert chosen is not None
-        return [int(token) for token in chosen]
+            chosen = np.where(greedy, chosen, self._draw(requests))
+        return [int(token) for token in np.where(broken, -1, chosen)]
 
     def _draw(self, requests: Sequence[Request]) -> Array:
         arrays, count = self.inputs.arrays, len(requests)

@@ -1,12 +1,13 @@
-"""Which sequences get how many tokens in the next step: first come, first served, within budget and page pool."""
+"""Which sequences get how many tokens in the next step, within budget and page pool; who is let in, a policy says."""
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 
 from llmcore.cache.pages import PagePool
+from llmcore.engine.policies import Fcfs, Policy, arrival
 from llmcore.engine.request import Request
-from llmcore.errors import RequestError
+from llmcore.errors import InternalError, RequestError
 
 Scheduled = tuple[Request, int, bool]
 """How many tokens of a request, from its first one that is not in the cache; and whether the step reaches the
@@ -17,21 +18,34 @@ sequence's end, so that a new token follows. Bare, as one is made for each seque
 class Scheduler:
     """Iteration-level scheduling (Yu et al. 2022, Orca): sequences join and leave between steps.
 
-    Running sequences come first, in order of arrival; what is left of the budget goes to waiting ones, a long prompt
-    in chunks. When pages run out, the latest arrival gives its pages back and waits; its tokens are computed again
-    later.
+    Running sequences come first, in the order in which they were let in; what is left of the budget goes to waiting
+    ones, a long prompt in chunks. When pages run out, the latest to be let in gives its pages back and waits; what of
+    its tokens the prefix cache has lost by then is computed again.
+
+    Attributes:
+        waiting: in order of arrival; they hold no pages.
     """
 
-    def __init__(self, pool: PagePool, page_size: int, max_seqs: int, max_tokens: int, max_context: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        page_size: int,
+        max_seqs: int,
+        max_tokens: int,
+        max_context: int,
+        policy: Policy | None = None,
+    ) -> None:
         """Args: ``max_seqs`` and ``max_tokens`` bound one step, ``max_context`` one sequence."""
         self.pool = pool
         self.page_size = page_size
         self.max_seqs = max_seqs
         self.max_tokens = max_tokens
         self.max_context = min(max_context, len(pool.references) * page_size)
-        self.waiting: deque[Request] = deque()
+        self.policy = policy or Fcfs()
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
+        self._coming: set[bytes] = set()  # digests of pages that running sequences have yet to compute
 
     @property
     def busy(self) -> bool:
@@ -68,50 +82,129 @@ class Scheduler:
                     break
             plan.append((request, count, count == pending))
             budget -= count
-        if self.waiting and not preempted:
+        if self.waiting and not preempted and len(self.running) < self.max_seqs:
             plan += self._admit(budget)
         return plan
 
     def _admit(self, budget: int) -> list[Scheduled]:
-        """Lets waiting requests in, in order, while the budget lasts and the pool holds each one's tokens so far."""
+        """Lets waiting requests in, as the policy orders them, while the budget lasts and the pool holds each one.
+
+        Passed over is whose next page a running sequence is about to compute: a later step shares it. Where the policy
+        does not let it be overtaken any more, all wait with it.
+        """
         plan: list[Scheduled] = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_seqs:
-            request = self.waiting[0]
-            pending = request.pending
-            missing = self._missing(request, pending)
-            if not self.pool.can_allocate(missing):
+        candidates = list(self.waiting)
+        while candidates and budget > 0 and len(self.running) < self.max_seqs:
+            request = self.policy.choose(candidates)
+            candidates.remove(request)
+            found = self._find(request)
+            if len(found) < len(request.digests) and request.digests[len(found)] in self._coming:
+                if request.overtaken >= self.policy.patience:
+                    break
+                continue
+            if not self._fits(request, found):
                 break
-            self.waiting.popleft()
-            self.running.append(request)
-            request.pages += self.pool.allocate(missing)
+            self._let_in(request, found)
+            pending = request.pending
             count = min(pending, budget)
             plan.append((request, count, count == pending))
             budget -= count
         return plan
 
-    def finish(self, request: Request) -> None:
-        """Takes ``request`` out, wherever it is, and frees its pages."""
+    def _find(self, request: Request) -> list[int]:
+        """Pages that hold the beginning of ``request``, all but one token of it at most: that one gives logits."""
+        prefixes = self.pool.prefixes
+        if prefixes is None:
+            return []
+        full = (len(request.tokens) - 1) // self.page_size
+        prefixes.extend(request.digests, request.tokens, full)
+        return prefixes.find(request.digests[:full])
+
+    def _fits(self, request: Request, found: list[int]) -> bool:
+        """Whether the pool has room for ``request``, of which it holds ``found``."""
+        references = self.pool.references
+        needed = self._pages_of(len(request.tokens)) - sum(references[page] > 0 for page in found)
+        if self.policy.reserves and self.running:  # whoever is alone may have all there is
+            needed += sum(map(self._growth, (request, *self.running)))
+        return self.pool.can_allocate(needed)
+
+    def _growth(self, request: Request) -> int:
+        """Pages that ``request`` is likely to ask for beside those of its tokens so far."""
+        length = min(len(request.tokens) + self.policy.remaining(request), self.max_context)
+        return max(0, self._pages_of(length) - max(len(request.pages), self._pages_of(len(request.tokens))))
+
+    def _pages_of(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def _let_in(self, request: Request, found: list[int]) -> None:
+        self.waiting.remove(request)
+        for other in self.waiting:
+            if other.id > request.id:
+                break
+            other.overtaken += 1
+        self.running.append(request)
+        self.pool.share(found)
+        request.pages = [*found, *self.pool.allocate(self._pages_of(len(request.tokens)) - len(found))]
+        request.entered = len(found)
+        request.computed = len(found) * self.page_size
+        self._coming.update(request.digests[len(found) :])
+        if not request.admitted and self.pool.prefixes is not None:
+            request.cached = request.computed
+            self.pool.prefixes.queried += len(request.prompt_ids)
+            self.pool.prefixes.hit += request.cached
+        request.admitted = True
+
+    def keep(self, request: Request) -> None:
+        """Puts the pages that ``request`` has filled into the prefix cache; they must be computed, not just planned.
+
+        Called where a step computed several tokens, where a page more is needed, and at the end: a step of one token
+        costs nothing.
+        """
+        prefixes, full = self.pool.prefixes, request.computed // self.page_size
+        if prefixes is None or full <= request.entered:
+            return
+        prefixes.extend(request.digests, request.tokens, full)
+        for i in range(request.entered, full):
+            prefixes.enter(request.digests[i], request.pages[i])
+            self._coming.discard(request.digests[i])
+        request.entered = full
+
+    def finish(self, request: Request, *, doubtful: bool = False) -> None:
+        """Takes ``request`` out, wherever it is, and frees its pages; ``doubtful`` ones are found by nobody then."""
         if request in self.running:
             self.running.remove(request)
+            if doubtful:
+                self.pool.forget(request.pages)
+                request.computed = 0
+            self._free(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-        self._free(request)
+        if request.finish_reason in ("stop", "length"):
+            self.policy.finished(request)
+
+    def verify(self) -> None:
+        """Raises :class:`InternalError` where pages, their counts and the requests that hold them do not agree."""
+        for request in self.waiting:
+            if request.pages:
+                raise InternalError(f"page {request.pages[0]} is held by request {request.id}, which waits")
+        self.pool.verify(request.pages for request in self.running)
 
     def _missing(self, request: Request, count: int) -> int:
         """Pages that ``request`` still needs to hold ``count`` more tokens."""
-        return -(-(request.computed + count) // self.page_size) - len(request.pages)
+        return self._pages_of(request.computed + count) - len(request.pages)
 
     def _make_room(self, request: Request, count: int) -> bool:
         """Gives ``request`` the pages for ``count`` tokens; says whether the latest arrivals had to give theirs back.
 
         ``request`` may be the latest itself; it waits then.
         """
+        self.keep(request)
         missing = self._missing(request, count)
         preempted = False
         while not self.pool.can_allocate(missing):
             victim = self.running.pop()
             self._free(victim)
-            self.waiting.appendleft(victim)
+            insort(self.waiting, victim, key=arrival)
             preempted = True
             self.preemptions += 1
             if victim is request:
@@ -120,6 +213,8 @@ class Scheduler:
         return preempted
 
     def _free(self, request: Request) -> None:
-        self.pool.release(request.pages)
+        self.keep(request)
+        self._coming.difference_update(request.digests[request.entered :])
+        self.pool.release(reversed(request.pages))  # a page is of no use without those before it: it goes first
         request.pages = []
-        request.computed = 0
+        request.computed = request.entered = 0

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from llmcore.engine.engine import Engine
 from llmcore.engine.request import Delta, Request
+from llmcore.errors import GenerationError
 
 
 class Stream(Iterator[Delta]):
@@ -22,9 +23,15 @@ class Stream(Iterator[Delta]):
         self.request = request
 
     def __next__(self) -> Delta:
-        """The next delta; runs steps until there is one."""
+        """The next delta; runs steps until there is one.
+
+        Raises:
+            GenerationError: the request failed; every delta that there was has been read.
+        """
         try:
             while not self.request.deltas:
+                if self.request.finish_reason == "error":
+                    raise GenerationError(self.request.error) from self.request.cause
                 if self.request.finish_reason is not None:
                     raise StopIteration
                 self.engine.step(self.request)

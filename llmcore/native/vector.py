@@ -272,6 +272,13 @@ def any_above(builder: Any, a: Any, b: Any) -> Any:
     return builder.icmp_unsigned("!=", above, ir.IntType(LANES)(0))
 
 
+@emits(types.boolean, F32, F32)
+def any_above_or_nan(builder: Any, a: Any, b: Any) -> Any:
+    """Whether any lane of ``a`` is larger than that of ``b``, or either is NaN: as fast as :func:`any_above`."""
+    above = builder.bitcast(builder.fcmp_unordered(">", a, b), ir.IntType(LANES))
+    return builder.icmp_unsigned("!=", above, ir.IntType(LANES)(0))
+
+
 @emits(F32, F32, types.int64, F32)
 def first_or(builder: Any, vector: Any, count: Any, other: Any) -> Any:
     """The first ``count`` lanes of ``vector`` (all of them where it is 16 or more), ``other`` in the rest."""

@@ -202,12 +202,24 @@ def rms_norm_qkv_rope_kv_write(
     return g.op("qkv_rope_kv_write", **tensors, cos=cos, sin=sin, kv=kv, **attrs)
 
 
+def _classifier_cases() -> Iterator[Case]:
+    """Those of a linear layer, and a broken row among others."""
+
+    def broken(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+        x = rng.standard_normal((dims["M"], dims["K"])).astype("float32")
+        x[1, -1] = float("nan")
+        return {"x": x}
+
+    yield from (Case(case.dims) for case in linear_cases("M", "K", "N"))
+    yield Case({"M": 3, "K": 256, "N": 100}, inputs=broken, note="NaN")
+
+
 @fused(
     inputs=["x: act[M, K]"],
     weights=["weight: any[N, K]"],
     outputs=["ids: i32[M]"],
-    cases=lambda: (Case(case.dims) for case in linear_cases("M", "K", "N")),
+    cases=_classifier_cases,
 )
 def classifier_argmax(g: Builder, x: Any, weight: Any) -> Any:
-    """The greedy next token without keeping the logits."""
+    """The greedy next token without keeping the logits; -1, as ``argmax`` has it, where one of them would be NaN."""
     return g.op("argmax", logits=g.op("linear", x=x, weight=weight))

@@ -3,9 +3,10 @@
 Filters take and return probabilities that sum to one, in the order softmax → top_k → top_p → min_p → sample. A
 parameter value that means "off" (``k <= 0``, ``p >= 1`` for top_p, ``p <= 0`` for min_p) leaves its row as it is.
 
-Every row yields a token, whatever a broken model or a ban of all tokens makes of it. NaN is what cannot be chosen:
-minus infinity as a logit, zero as a probability. A row in which nothing can be chosen is all zeros for the filters,
-which leave it so, and its token is 0.
+The greedy token of a row of logits that holds NaN is -1: a broken model is seen where nobody reads its logits. The
+other ops yield a token for every row, whatever a broken model or a ban of all tokens makes of it. NaN is what cannot be
+chosen: minus infinity as a logit, zero as a probability. A row in which nothing can be chosen is all zeros for the
+filters, which leave it so, and its token is 0.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
 @op(inputs=["logits: f32[R, V]"], outputs=["ids: i32[R]"], cases=cases.argmax)
 def argmax(logits: Tensor) -> Tensor:
-    """The index of each row's largest value, the lowest index among equals; 0 where there is no value but NaN."""
+    """The index of each row's largest value, the lowest index among equals; -1 for a row that holds NaN."""
     import torch
 
-    logits = torch.where(logits.isnan(), float("-inf"), logits)
-    best = logits.amax(-1, keepdim=True)
+    best = logits.amax(-1, keepdim=True)  # NaN where there is one
     index = torch.arange(logits.shape[1], device=logits.device)
-    return torch.where(logits == best, index, logits.shape[1]).amin(-1).to(torch.int32)
+    found = torch.where(logits == best, index, logits.shape[1]).amin(-1)
+    return torch.where(best[:, 0].isnan(), -1, found).to(torch.int32)
 
 
 @op(

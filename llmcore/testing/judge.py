@@ -31,7 +31,13 @@ def compare(name: str, got: Array, want: Array, factor: float, *, exact_zeros: b
 
 
 def compare_choice(name: str, got: Array, scores: Array, factor: float) -> None:
-    """Raises :class:`KernelMismatch` unless every row's choice is the best by ``scores``, up to their tolerance."""
+    """Raises :class:`KernelMismatch` unless every row's choice is the best by ``scores``, up to their tolerance.
+
+    For a row of scores that holds NaN it must be -1.
+    """
+    broken = np.isnan(scores).any(-1)
+    _report(name, broken & (got != -1), got, np.where(broken, -1, got), "not -1 for NaN: ")
+    got, scores = got[~broken], scores[~broken]
     outside = (got < 0) | (got >= scores.shape[1])
     best = scores.argmax(-1)
     _report(name, outside, got, best, "not a column: ")

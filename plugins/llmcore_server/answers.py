@@ -29,7 +29,7 @@ class Usage:
     def add(self, request: Request, completion: int) -> None:
         """Another answer; the prompt that several have in common is counted once by the caller."""
         self.completion += completion
-        self.cached += getattr(request, "cached", 0)
+        self.cached += request.cached
 
     def body(self) -> dict[str, Any]:
         """As it is sent."""

@@ -61,19 +61,20 @@ class Metrics:
         loaded = self._service.loaded
         if loaded is None:
             return
-        engine = loaded.llm.engine
-        scheduler, pool = engine.scheduler, engine.scheduler.pool
-        pages = len(pool.references)
+        stats = loaded.llm.engine.stats()
         gauges = {
-            "num_requests_running": ("Sequences in the batch.", len(scheduler.running)),
-            "num_requests_waiting": ("Requests that wait for room in the batch.", len(scheduler.waiting)),
-            "kv_cache_usage_perc": ("Share of the KV pages that are held, 0 to 1.", 1 - pool.free / pages),
+            "num_requests_running": ("Sequences in the batch.", stats.running),
+            "num_requests_waiting": ("Requests that wait for room in the batch.", stats.waiting),
+            "kv_cache_usage_perc": ("Share of the KV pages that are held, 0 to 1.", 1 - stats.free / stats.pages),
         }
         counters = {
-            "generation_tokens": ("Tokens generated.", engine.counters.generated),
-            "computed_tokens": ("Tokens that went through the model, some perhaps again.", engine.counters.computed),
-            "iterations": ("Steps.", engine.counters.steps),
-            "num_preemptions": ("Sequences that gave their pages back.", scheduler.preemptions),
+            "generation_tokens": ("Tokens generated.", stats.generated),
+            "computed_tokens": ("Tokens that went through the model, some perhaps again.", stats.computed),
+            "iterations": ("Steps.", stats.steps),
+            "num_preemptions": ("Sequences that gave their pages back.", stats.preemptions),
+            "prefix_cache_queries": ("Prompt tokens that were looked for in the prefix cache.", stats.queried),
+            "prefix_cache_hits": ("Prompt tokens that were found there.", stats.hit),
+            "request_failures": ("Requests that failed on the way.", stats.failed),
         }
         for kind, values in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, (text, value) in values.items():

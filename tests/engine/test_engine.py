@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from llmcore import LLM, EngineSettings, SamplingParams
-from llmcore.engine.engine import Counters
 from llmcore.engine.load import usable_threads
+from llmcore.engine.stats import Counters, Stats
 from llmcore.errors import ConfigError, RequestError
 
 PROMPTS = [[5, 9, 20, 31], [40], [7, 7, 8, 100, 3, 2, 19, 64, 5, 81, 11, 12], [200, 4, 6]]
@@ -152,6 +152,28 @@ def test_counters(load):
     llm = load()
     llm.generate(PROMPTS[2], GREEDY)
     assert llm.engine.counters == Counters(computed=len(PROMPTS[2]) + 11, generated=12, steps=12)
+
+
+def test_stats(load):
+    llm = load()
+    llm.generate(PROMPTS[2], GREEDY)
+    queued = [llm.engine.add(PROMPTS[2], GREEDY) for _ in range(5)]  # one more than fit a step
+    llm.engine.step()
+    assert llm.engine.stats() == Stats(
+        running=4,
+        waiting=1,
+        preemptions=0,
+        pages_total=48,
+        pages_free=48 - 2 - 4,  # two that all share
+        prefix_queried=5 * 12,
+        prefix_hit=4 * 8,
+        generated=12 + 4,
+        computed=12 + 11 + 4 * 4,
+        steps=12 + 1,
+        failed=0,
+    )
+    for request in queued:
+        llm.engine.abort(request)
 
 
 @pytest.mark.parametrize("ids", [[10**9], [-1], [], [5.5], [True]])

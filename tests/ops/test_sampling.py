@@ -136,7 +136,7 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.mark.parametrize(
     ("row", "want"),
-    [([NAN, NAN], 0), ([NAN, 1.0, NAN, 3.0], 3), ([-INF, -INF], 0), ([NAN, -INF], 0), ([1.0, INF, INF], 1)],
+    [([NAN, NAN], -1), ([NAN, 1.0, NAN, 3.0], -1), ([-INF, -INF], 0), ([INF, NAN], -1), ([1.0, INF, INF], 1)],
 )
 def test_argmax_of_broken_rows(row: list[float], want: int) -> None:
     assert ops.get("argmax").reference(torch.tensor([row])).tolist() == [want]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import ConfigError
+from llmcore.errors import ConfigError, GenerationError
 
 if TYPE_CHECKING:
     from llmcore.config.schema import Config
@@ -49,6 +49,7 @@ def run(llm: LLM, work: Workload, seed: int) -> Took:
 
     Raises:
         ConfigError: the engine has not enough pages to keep all of its sequences.
+        GenerationError: one of them failed.
     """
     engine = llm.engine
     rng = np.random.default_rng(seed)
@@ -58,13 +59,16 @@ def run(llm: LLM, work: Workload, seed: int) -> Took:
     try:
         start = time.perf_counter()
         requests += (engine.add(prompt, params) for prompt in prompts)
-        while any(len(request.tokens) == work.prompt for request in requests):
+        while any(len(request.tokens) == work.prompt and not request.finish_reason for request in requests):
             engine.step()
         first = time.perf_counter()
         before = _generated(requests)
         for _ in range(work.new):
             engine.step()
         last = time.perf_counter()
+        for request in requests:
+            if request.error:
+                raise GenerationError(request.error) from request.cause
         _check_steps(work, _generated(requests) - before)
     finally:
         for request in requests:
@@ -86,11 +90,14 @@ def _check_steps(work: Workload, found: int) -> None:
 
 
 def fitted(config: Config, work: Sequence[Workload]) -> Config:
-    """``config`` with an engine that holds the largest batch; all other sizes stay as the user has them."""
+    """``config`` with an engine that holds the largest batch and computes every prompt, however often it comes.
+
+    All other sizes stay as the user has them.
+    """
     from dataclasses import replace
 
     seqs = max([config.engine.max_seqs, *(each.batch for each in work)])
-    return replace(config, engine=replace(config.engine, max_seqs=seqs))
+    return replace(config, engine=replace(config.engine, max_seqs=seqs, prefix_cache=False))
 
 
 def check_fits(llm: LLM, work: Sequence[Workload]) -> None:
