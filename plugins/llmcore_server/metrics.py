@@ -65,15 +65,15 @@ class Metrics:
         gauges = {
             "num_requests_running": ("Sequences in the batch.", stats.running),
             "num_requests_waiting": ("Requests that wait for room in the batch.", stats.waiting),
-            "kv_cache_usage_perc": ("Share of the KV pages that are held, 0 to 1.", 1 - stats.free / stats.pages),
+            "kv_cache_usage_perc": ("Share of the KV pages that are held, 0 to 1.", 1 - stats.pages_free / stats.pages_total),
         }
         counters = {
             "generation_tokens": ("Tokens generated.", stats.generated),
             "computed_tokens": ("Tokens that went through the model, some perhaps again.", stats.computed),
             "iterations": ("Steps.", stats.steps),
             "num_preemptions": ("Sequences that gave their pages back.", stats.preemptions),
-            "prefix_cache_queries": ("Prompt tokens that were looked for in the prefix cache.", stats.queried),
-            "prefix_cache_hits": ("Prompt tokens that were found there.", stats.hit),
+            "prefix_cache_queries": ("Prompt tokens that were looked for in the prefix cache.", stats.prefix_queried),
+            "prefix_cache_hits": ("Prompt tokens that were found there.", stats.prefix_hit),
             "request_failures": ("Requests that failed on the way.", stats.failed),
         }
         for kind, values in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):

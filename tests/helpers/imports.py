@@ -16,7 +16,7 @@ FLOORS: Mapping[str, int] = {
     "llmcore.registry": 4,
     "llmcore.graph": 5,
     "llmcore.engine": 6,
-    **dict.fromkeys(("llmcore", "llmcore.llm"), 7),  # the package itself offers LLM
+    **dict.fromkeys(("llmcore", "llmcore.llm", "llmcore.async_llm"), 7),  # the package itself offers LLM
     **dict.fromkeys(("llmcore.cli", "llmcore.testing", "llmcore.verify"), 8),
 }
 ROOTS: Mapping[str, int] = {"conf": 2, "backends": 5, "plugins": 8, "demos": 9, "tools": 9}  # every package in it
