@@ -11,15 +11,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from llmcore.engine.background import Background, Outcome
+from llmcore.engine.embedding import Array, Embedding, Pooling
 from llmcore.engine.request import Delta, FinishReason, Request
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import GenerationError
+from llmcore.errors import GenerationError, LlmcoreError
 from llmcore.llm import LLM, Prompt
 
 if TYPE_CHECKING:
@@ -147,6 +149,26 @@ class AsyncLLM:
         """The assistant's answer to a conversation, by the model's chat template."""
         return await self.generate(await self.chat_ids(messages), params, continues=False)
 
+    async def embed(self, prompt: Prompt, pooling: Pooling = "mean") -> tuple[Array, int]:
+        """A text's vector, float32 ``[hidden]`` of length 1, and how many tokens it has.
+
+        Raises:
+            RequestError: a text that is empty, or longer than the context.
+            GenerationError: it could not be computed.
+        """
+        job = Embedding(self.llm.engine, await self.encode(prompt), pooling)
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def ended(error: Exception | None) -> None:
+            with suppress(RuntimeError):  # the loop has ended: nobody waits
+                loop.call_soon_threadsafe(_settle, ready, error)
+
+        self._background.embed(job, ended)
+        await ready
+        assert job.vector is not None
+        return job.vector, len(job.ids)
+
     async def encode(self, prompt: Prompt) -> Sequence[int]:
         """A prompt's token ids."""
         if isinstance(prompt, str) and len(prompt) > LONG:
@@ -184,7 +206,7 @@ class AsyncLLM:
 
     def _deliver(self, outcome: Outcome) -> None:
         """From the engine's thread to the event loop, once for all that a step brought."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended: nobody waits
             self._loop.call_soon_threadsafe(self._hand_out, outcome)
 
     def _hand_out(self, outcome: Outcome) -> None:
@@ -194,3 +216,12 @@ class AsyncLLM:
                 stream.put(delta)
                 if delta.finish_reason is not None:
                     self._streams.pop(request.id, None)
+
+
+def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
+    if ready.done():  # cancelled
+        return
+    if error is None:
+        ready.set_result(None)
+    else:
+        ready.set_exception(error if isinstance(error, LlmcoreError) else GenerationError(f"{error}"))

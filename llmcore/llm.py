@@ -21,6 +21,7 @@ import numpy as np
 from llmcore.config.models import lookup
 from llmcore.config.schema import Config, ModelConfig
 from llmcore.engine import inspection
+from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import EngineSettings, family_of, make_runner, usable_threads
 from llmcore.engine.request import Request, checked_ids
@@ -262,6 +263,26 @@ class LLM:
     def _require_open(self) -> None:
         if self._closed:
             raise RequestError(f"{self.model} is closed", remedy="load it again: LLM(…)")
+
+    def embed(self, texts: Prompt | Sequence[Prompt], pooling: Pooling = "mean") -> Array:
+        """Vectors of length 1 for texts (or token ids), float32 ``[texts, hidden]``.
+
+        Args:
+            pooling: ``mean`` of all tokens' last hidden states, or that of the ``last`` token.
+
+        Raises:
+            RequestError: a text that is empty, or longer than the context.
+        """
+        self._require_open()
+        several: Sequence[Prompt] = texts if _is_batch(texts) else [texts]  # type: ignore[assignment, list-item]
+        jobs = [Embedding(self.engine, self.encode(text), pooling) for text in several]
+        for job in jobs:
+            try:
+                while not job.advance():
+                    self.engine.step()  # whoever holds the pages goes on
+            finally:
+                job.close()
+        return np.array([job.vector for job in jobs], np.float32).reshape(len(jobs), self.spec.hidden_size)
 
     # -- looking inside
 

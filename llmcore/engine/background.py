@@ -10,8 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from llmcore.engine.embedding import Embedding
 from llmcore.engine.engine import Engine
 from llmcore.engine.request import Delta, FinishReason, Request
+from llmcore.errors import GenerationError
+
+Ended = Callable[[Exception | None], None]
+"""Is told, in the engine's thread, that an embedding has ended, and what went wrong."""
 
 Outcome = list[tuple[Request, Delta]]
 """What a step, or the end of requests, brought; in order for every request."""
@@ -31,6 +36,7 @@ class Background:
         self._deliver = deliver
         self._open: dict[int, Request] = {}  # what has not ended
         self._inbox: deque[tuple[Callable[[Request], None], Request]] = deque()
+        self._jobs: deque[tuple[Embedding, Ended]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="llmcore-engine", daemon=True)
@@ -39,11 +45,20 @@ class Background:
     @property
     def unfinished(self) -> int:
         """Requests that were submitted and have not ended."""
-        return len(self._open) + len(self._inbox)
+        return len(self._open) + len(self._inbox) + len(self._jobs)
 
     def submit(self, request: Request) -> None:
         """Queues what :meth:`Engine.request` has made."""
         self._leave(self._begin, request)
+
+    def embed(self, job: Embedding, ended: Ended) -> None:
+        """Queues an embedding; a chunk of the first one is computed after each step."""
+        with self._changed:
+            if self._closing:
+                ended(GenerationError("the engine has ended"))
+                return
+            self._jobs.append((job, ended))
+            self._changed.notify()
 
     def abort(self, request: Request, reason: FinishReason = "abort") -> None:
         """Ends ``request`` before the next step; its last delta says ``reason``. Nothing happens if it has ended."""
@@ -75,6 +90,7 @@ class Background:
                     action(request)
                 self.engine.step()
                 self._collect()
+                self._advance()
         except BaseException as error:  # a bug, or no memory: whoever waits is told
             self.failed = error
         finally:
@@ -85,7 +101,7 @@ class Background:
     def _wait(self) -> bool:
         """Until there is something to do; False when the thread is to end."""
         with self._changed:
-            while not (self._inbox or self.engine.busy or self._closing):
+            while not (self._inbox or self._jobs or self.engine.busy or self._closing):
                 self._changed.wait()
             return not self._closing
 
@@ -105,6 +121,20 @@ class Background:
             request.finish_reason = "error"
             request.deltas.append(Delta(request.id, "", finish_reason="error"))
             self._collect()
+
+    def _advance(self) -> None:
+        if not self._jobs:
+            return
+        job, ended = self._jobs[0]
+        error: Exception | None = None
+        try:
+            if not job.advance():
+                return
+        except Exception as raised:  # whatever a kernel raises: the others go on
+            error = raised
+        self._jobs.popleft()
+        job.close()
+        ended(error)
 
     def _collect(self) -> None:
         """Delivers what requests have got; those that have ended are let go."""
@@ -133,3 +163,7 @@ class Background:
             self.engine.abort(request)
             request.deltas.append(self._last(request))
         self._collect()
+        while self._jobs:
+            job, ended = self._jobs.popleft()
+            job.close()
+            ended(GenerationError("the engine has ended"))

@@ -88,9 +88,19 @@ def with_argmax(graph: Graph) -> Graph:
     return greedy
 
 
+def with_hidden(graph: Graph) -> Graph:
+    """The same step with output ``hidden``, the normed states that the classifier reads, in place of logits."""
+    hidden = graph.fork()
+    logits = hidden.outputs["logits"]
+    classifier = next(node for node in hidden.nodes if logits in node.outputs.values())
+    hidden.nodes.remove(classifier)
+    hidden.outputs = {"hidden": classifier.args["x"]}
+    return hidden
+
+
 @dataclass
 class Runner:
-    """Programs of one model by head (``logits`` or ``ids``) and tokens, made when first needed for a bucket.
+    """Programs of one model by head (``logits``, ``ids``, ``hidden``) and tokens, made when first needed for a bucket.
 
     Attributes:
         arena_bound: bytes that no arena for the largest step could do without.
@@ -119,10 +129,7 @@ class Runner:
         greedy = with_argmax(self.graph)
         self.graphs = {"logits": self.graph, "ids": greedy}
         for name, value in (greedy.outputs | self.graph.outputs).items():
-            shape = concrete(value.shape, limits.sizes)
-            dtype = np.dtype(NUMPY[value.dtype])
-            block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-            self.outputs[name] = block.view(dtype).reshape(shape)
+            self._allocate(name, value)
         self._ids = self.outputs["ids"].data
         largest = [self._fused(head, self.sizes.tokens) for head in self.graphs]
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
@@ -157,6 +164,21 @@ class Runner:
             nbytes = self.sizes.pages * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             self.states[layer] = aligned(nbytes).view(dtype).reshape(self.sizes.pages, *shape)
 
+    def _allocate(self, name: str, value: Value) -> None:
+        """Memory for an output of the largest step."""
+        shape = concrete(value.shape, self.sizes.limits.sizes)
+        dtype = np.dtype(NUMPY[value.dtype])
+        block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self.outputs[name] = block.view(dtype).reshape(shape)
+
+    def _graph(self, head: str) -> Graph:
+        """The graph of a head; few want ``hidden``, so it is made when somebody does."""
+        if head == "hidden" and head not in self.graphs:
+            graph = with_hidden(self.graph)
+            self._allocate("hidden", graph.outputs["hidden"])
+            self.graphs[head] = graph
+        return self.graphs[head]
+
     def _bounds(self, bucket: int) -> dict[str, int]:
         """The largest step of a bucket."""
         limits = self.sizes.limits
@@ -184,13 +206,17 @@ class Runner:
 
     def _fused(self, head: str, bucket: int) -> Graph:
         """The graph of a head with the fused ops that backends offer for steps of this size."""
-        graph = self.graphs[head].fork()
+        graph = self._graph(head).fork()
         self.compiler.fuse(graph, self._bounds(bucket))
         return graph
 
     def run(self, batch: Sequence[Work], head: str = "logits") -> Array:
-        """Computes ``batch``; returns ``[rows, vocab]`` logits or ``[rows]`` ids, valid until the next run."""
-        return self.outputs[head][: self._run(batch, head)]
+        """Computes ``batch``; returns what ``head`` says of the wanted rows, valid until the next run.
+
+        ``logits`` ``[rows, vocab]``, greedy ``ids`` ``[rows]``, or ``hidden`` states ``[rows, hidden]``.
+        """
+        rows = self._run(batch, head)
+        return self.outputs[head][:rows]
 
     def greedy(self, batch: Sequence[Work]) -> list[int]:
         """The most probable next token of every row of ``batch``."""

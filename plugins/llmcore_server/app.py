@@ -17,8 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmcore.errors import LlmcoreError
-from llmcore_server import completions
-from llmcore_server.fields import ChatFields, CompletionFields, DetokenizeFields, Fields, TokenizeFields
+from llmcore_server import completions, embeddings
+from llmcore_server.fields import (
+    ChatFields,
+    CompletionFields,
+    DetokenizeFields,
+    EmbeddingFields,
+    Fields,
+    TokenizeFields,
+)
 from llmcore_server.refusals import Refusal, refused
 from llmcore_server.service import Service
 
@@ -86,6 +93,7 @@ def make_app(service: Service, on_start: Start | None = None) -> ASGIApp:
     _handle_errors(app)
     _add_models(app, service)
     _add_completions(app, service)
+    _add_embeddings(app, service)
     _add_tokens(app, service)
     _add_state(app, service)
     return Guard(app, service.limits.api_key)
@@ -118,6 +126,12 @@ def _add_completions(app: FastAPI, service: Service) -> None:
     async def complete(request: Request) -> Response:
         fields = await body_of(request, CompletionFields, service.limits.body_bytes)
         return await completions.complete(service, fields, request)
+
+
+def _add_embeddings(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/embeddings", response_model=None)
+    async def embed(request: Request) -> Response:
+        return await embeddings.embed(service, await body_of(request, EmbeddingFields, service.limits.body_bytes))
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

@@ -17,6 +17,7 @@ from llmcore.errors import RequestError
 MOST_CHOICES = 16
 MOST_TOP_LOGPROBS = 20
 MOST_PROMPTS = 64
+MOST_TEXTS = 2048
 MOST_TOOLS = 128
 FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 MOST_TOKENS = 2**31
@@ -289,9 +290,26 @@ class CompletionFields(Sampling):
     @property
     def prompts(self) -> list[str | list[int]]:
         """Each of the prompts."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+        return _several(self.prompt)
+
+
+class EmbeddingFields(Fields):
+    """A body of ``/v1/embeddings``; ``pooling`` is not OpenAI's."""
+
+    model: str
+    input: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MOST_TEXTS)]
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str | list[int]]:
+        """Each of the texts."""
+        return _several(self.input)
+
+
+def _several(given: Any) -> list[str | list[int]]:
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
 class TokenizeFields(Fields):

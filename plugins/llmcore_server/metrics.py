@@ -65,7 +65,10 @@ class Metrics:
         gauges = {
             "num_requests_running": ("Sequences in the batch.", stats.running),
             "num_requests_waiting": ("Requests that wait for room in the batch.", stats.waiting),
-            "kv_cache_usage_perc": ("Share of the KV pages that are held, 0 to 1.", 1 - stats.pages_free / stats.pages_total),
+            "kv_cache_usage_perc": (
+                "Share of the KV pages that are held, 0 to 1.",
+                1 - stats.pages_free / stats.pages_total,
+            ),
         }
         counters = {
             "generation_tokens": ("Tokens generated.", stats.generated),

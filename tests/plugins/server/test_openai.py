@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 
@@ -215,3 +216,22 @@ def test_bias_and_least_length(client: openai.OpenAI, served: Running) -> None:
     assert "Paris" not in without.choices[0].message.content
     longer = client.chat.completions.create(**asked, max_tokens=40, extra_body={"min_tokens": 30})
     assert longer.usage.completion_tokens >= 30
+
+
+def test_embeddings(client: openai.OpenAI, served: Running) -> None:
+    texts = ["The cat sat on the mat.", "A cat is sitting on a mat.", "Quarterly revenue fell by nine percent."]
+    made = client.embeddings.create(model="tiny", input=texts)
+    vectors = np.array([entry.embedding for entry in made.data])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    near = vectors @ vectors.T
+    assert near[0, 1] > near[0, 2]
+    assert made.usage.prompt_tokens == made.usage.total_tokens > 15
+    plain = client.embeddings.create(model="tiny", input=texts[0], encoding_format="float")
+    np.testing.assert_allclose(plain.data[0].embedding, vectors[0], rtol=1e-6)
+    last = client.embeddings.create(model="tiny", input=texts[0], extra_body={"pooling": "last"})
+    assert np.dot(last.data[0].embedding, vectors[0]) < 0.999
+    np.testing.assert_array_equal(served.service.loaded.llm.embed(texts[:2]), vectors[:2].astype(np.float32))
+    for wrong in ("", [], [""], 5, [[]], "word " * 9000):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.embeddings.create(model="tiny", input=wrong)
+        assert error.value.param in ("input", "prompt", "input.0")
