@@ -94,14 +94,16 @@ class Scheduler:
         """
         plan: list[Scheduled] = []
         candidates = list(self.waiting)
+        passed: list[Request] = []
         while candidates and budget > 0 and len(self.running) < self.max_seqs:
             request = self.policy.choose(candidates)
             candidates.remove(request)
             found = self._find(request)
             if len(found) < len(request.digests) and request.digests[len(found)] in self._coming:
-                if request.overtaken >= self.policy.patience:
-                    break
+                passed.append(request)
                 continue
+            if any(other.id < request.id and other.overtaken >= self.policy.patience for other in passed):
+                break
             if not self._fits(request, found):
                 break
             self._let_in(request, found)

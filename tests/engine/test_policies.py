@@ -4,7 +4,7 @@ from importlib.metadata import EntryPoint
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmcore import LLM, EngineSettings, SamplingParams, plugins
@@ -98,6 +98,7 @@ def test_nobody_starves(policy):
 
 
 @settings(deadline=None)
+@example([(5, 1, 0), (5, 1, 0), (1, 1, 0), (1, 1, 0)], Fcfs, 1, 8, 3, True)  # the second waits for the first one's page
 @given(
     st.lists(st.tuples(st.integers(1, 16), st.integers(1, 9), st.integers(-3, 3)), min_size=1, max_size=14),
     st.sampled_from([Fcfs, Priority, Shortest]),
