@@ -12,10 +12,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 from llmcore.native.code import compile_kept, file_of, progress
 
 FEWEST = 3  # to compile fewer takes no longer than it takes children to start
+MOST = 8  # children: each takes some 250 MB
+PATIENCE_S = 600  # then this process compiles what is left
 
 CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import llmcore.native.build as b; b.serve()"
 
@@ -34,28 +37,35 @@ def compile_missing(targets: Iterable[str], processes: int) -> int:
     lacking = missing(targets)
     if len(lacking) < FEWEST or processes < 2 or not sys.executable:
         return 0
-    waiting, done = deque(lacking), [0]
+    waiting = deque(lacking)
+    helpers: list[_Helper] = []
     with progress(f"{len(lacking)} kernels"):
-        helpers = [_Helper(waiting, done) for _ in range(min(processes, len(lacking)))]
         try:
+            with suppress(OSError):  # no room for another process: those that there are do it
+                for _ in range(min(processes, MOST, len(lacking))):
+                    helpers.append(_Helper(waiting))
+                    helpers[-1].start()
             for helper in helpers:
-                helper.start()
-            for helper in helpers:
-                helper.join()
+                helper.join(PATIENCE_S)
         finally:
             for helper in helpers:
                 helper.stop()
-    return done[0]
+    return sum(helper.done for helper in helpers)
 
 
 class _Helper(threading.Thread):
-    """Feeds one child process with targets, one after the other, while there are some."""
+    """Feeds one child process with targets, one after the other, while there are some.
 
-    def __init__(self, waiting: deque[str], done: list[int]) -> None:
+    Attributes:
+        done: how many the child has compiled.
+    """
+
+    def __init__(self, waiting: deque[str]) -> None:
         super().__init__(daemon=True)
-        self._waiting, self._done = waiting, done
-        command = [sys.executable, "-c", CHILD, json.dumps(sys.path)]
+        self._waiting, self.done = waiting, 0
+        path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # others mean nothing to Python
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        command = [sys.executable, "-P", "-c", CHILD, path]  # -P: a json.py where the user stands is none of ours
         self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, text=True)
 
     def run(self) -> None:
@@ -68,7 +78,7 @@ class _Helper(threading.Thread):
                 answer = self._child.stdout.readline()
                 if not answer:
                     return
-                self._done[0] += answer == "kept\n"
+                self.done += answer == "kept\n"
         except (IndexError, OSError, ValueError):  # another took the last one; the child has ended, or was stopped
             return
 
@@ -78,7 +88,8 @@ class _Helper(threading.Thread):
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(OSError):  # what it did not read any more
+                    pipe.close()
 
 
 def serve() -> None:

@@ -85,8 +85,13 @@ class Compilable(Protocol):
 
 
 def _sources(package: str) -> Iterator[Path]:
-    """The source files that a kernel of ``package`` may be made of: its own, and this room's."""
-    yield from sorted(Path(__file__).parent.glob("*.py"))
+    """The source files that a kernel of ``package`` may be made of: its own, this room's, and the contract's.
+
+    Kernels have the numbers of an op's operands in them, and what a cache keeps of a key.
+    """
+    core = Path(__file__).parent.parent
+    for room in ("native", "ops", "cache"):
+        yield from sorted((core / room).glob("*.py"))
     if package != ROOM.partition(".")[0]:
         found = origin(package)
         if found is not None:
@@ -185,6 +190,8 @@ def compile_kept(target: str) -> bool:
     source, file = resolve(target), file_of(target)
     if file is None:
         return False
+    if kept(file) is not None:  # another process was faster
+        return True
     if not isinstance(source, Compilable):
         file.touch()
         return False

@@ -77,6 +77,8 @@ QKV_SHAPES = (  # T, K, heads, kv_heads, head_dim, pairs, page_size, interleaved
     (0, 256, 2, 1, 16, 8, 16, False, ()),
     (1, 256, 4, 4, 16, 8, 16, True, ()),
     (1, 192, 6, 2, 64, 32, 16, False, ("bq", "bk", "bv", "nq", "nk")),
+    (0, 64, 2, 1, 32, 16, 16, False, ()),
+    (1, 64, 2, 1, 32, 8, 4, True, ()),
     (7, 256, 3, 1, 32, 16, 4, True, ("bq", "bk", "bv")),
     (33, 512, 9, 3, 64, 32, 16, False, ("nq", "nk")),
     (5, 64, 8, 1, 24, 6, 1, False, ("bq", "bk", "bv", "nq", "nk")),
@@ -203,15 +205,16 @@ def rms_norm_qkv_rope_kv_write(
 
 
 def _classifier_cases() -> Iterator[Case]:
-    """Those of a linear layer, and a broken row among others."""
+    """Those of a linear layer, and a broken row, alone and among others."""
 
     def broken(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
         x = rng.standard_normal((dims["M"], dims["K"])).astype("float32")
-        x[1, -1] = float("nan")
+        x[dims["M"] // 2, -1] = float("nan")
         return {"x": x}
 
     yield from (Case(case.dims) for case in linear_cases("M", "K", "N"))
-    yield Case({"M": 3, "K": 256, "N": 100}, inputs=broken, note="NaN")
+    for tokens in (1, 3):
+        yield Case({"M": tokens, "K": 256, "N": 100}, inputs=broken, note="NaN")
 
 
 @fused(

@@ -23,6 +23,7 @@ from llmcore.testing.invoke import Setting, execute, why_not
 from llmcore.testing.judge import compare, compare_bits
 from llmcore.testing.operands import Values, expected_writes
 
+NEIGHBOUR = 1e-2  # what a kernel makes a little differently may be rounded to the next value that a cache can hold
 SPARE_PAGES = 2  # beyond the highest that a case uses; none where a forbidden page is to follow that
 
 
@@ -194,10 +195,8 @@ def check_writer(
     for name, array in want.items():
         compare(name, outputs[name], array, factor)
     cache.check_untouched(slots)
-    if (
-        want and setting.kv_dtype != "float32"
-    ):  # made by the kernel, a little differently: some are rounded to a neighbour
-        factor = slack * tolerances.relative(setting.dtype, exact=False)
+    if want and setting.kv_dtype != "float32":
+        factor = max(factor, slack * NEIGHBOUR)
     _read_back(cache, cache.kept(keys), cache.kept(vals), slots, factor)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llmcore.errors import PluginError
 from llmcore.native import LOOPS
-from llmcore.native.build import compile_missing, missing
+from llmcore.native.build import _Helper, compile_missing, missing
 from llmcore.native.code import Loader, cache_folder
 
 MODULE = """
@@ -52,6 +52,17 @@ def test_children_compile_what_is_missing(module: str) -> None:
     assert module not in sys.modules
 
 
+def test_a_module_where_the_user_stands_is_none_of_ours(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "json.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(sys, "path", [*(entry for entry in sys.path if entry), Path("/nowhere")])
+    assert compile_missing([f"{module}:{name}" for name in ("one", "two", "three")], 2) == 3
+
+
 def test_what_a_child_cannot_compile_is_left(module: str) -> None:
     targets = [f"{module}:{name}" for name in ("wrong", "nowhere", "address", "one", "two")]
     assert compile_missing(targets, 3) == 2
@@ -73,10 +84,19 @@ def test_few_kernels_or_one_processor_need_no_child(module: str) -> None:
 
 def test_children_that_cannot_start_are_no_error(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = [f"{module}:{name}" for name in ("one", "two", "three")]
-    monkeypatch.setattr("llmcore.native.build.CHILD", "raise SystemExit(3)")
-    assert compile_missing(targets, 2) == 0
-    monkeypatch.setattr(sys, "executable", "")
-    assert compile_missing(targets, 2) == 0
+    start = _Helper.start
+
+    def late(helper: _Helper) -> None:
+        helper._child.wait()
+        start(helper)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmcore.native.build.CHILD", "raise SystemExit(3)")
+        patch.setattr(_Helper, "start", late)
+        assert compile_missing(targets, 2) == 0
+    for executable in ("", "/bin/false", "/nowhere/python"):
+        monkeypatch.setattr(sys, "executable", executable)
+        assert compile_missing(targets, 2) == 0
     assert Loader().address(targets[0])
 
 
