@@ -21,7 +21,7 @@ from llmcore.engine.embedding import Array, Embedding, Pooling
 from llmcore.engine.request import Delta, FinishReason, Request
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import GenerationError, LlmcoreError
+from llmcore.errors import GenerationError, LlmcoreError, RequestError
 from llmcore.llm import LLM, Prompt
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class AsyncStream(AsyncIterator[Delta]):
     def put(self, delta: Delta) -> None:
         """Adds a delta, in the event loop."""
         self._deltas.append(delta)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
@@ -56,13 +59,13 @@ class AsyncStream(AsyncIterator[Delta]):
         while not self._deltas:
             if self._ended:
                 raise StopAsyncIteration
-            self._wakeup = asyncio.get_running_loop().create_future()
-            try:
-                await self._wakeup
-            finally:
-                self._wakeup = None
+            if self._wakeup is None or self._wakeup.done():
+                self._wakeup = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._wakeup)  # several may wait
         delta = self._deltas.popleft()
         self._ended = delta.finish_reason is not None
+        if self._ended:
+            self._wake()
         if delta.finish_reason == "error":
             raise GenerationError(self.request.error or "the request has failed")
         return delta
@@ -73,6 +76,7 @@ class AsyncStream(AsyncIterator[Delta]):
             self._ended = True
             self._llm.forget(self.request)
         self._deltas.clear()
+        self._wake()
 
     async def aclose(self) -> None:
         """As :meth:`close`."""
@@ -89,6 +93,7 @@ class AsyncLLM:
     def __init__(self, llm: LLM) -> None:
         """Takes ``llm`` over, from within the event loop: nobody else runs its engine until it is closed."""
         self.llm = llm
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._streams: WeakValueDictionary[int, AsyncStream] = WeakValueDictionary()  # a dropped one aborts
         self._background = Background(llm.engine, self._deliver)
@@ -126,6 +131,8 @@ class AsyncLLM:
         return self._submitted(request)
 
     def _submitted(self, request: Request) -> AsyncStream:
+        if self._closed:
+            raise RequestError("the model is closed", remedy="load it again")
         stream = AsyncStream(self, request)
         self._streams[request.id] = stream
         self._background.submit(request)
@@ -171,13 +178,27 @@ class AsyncLLM:
 
     async def encode(self, prompt: Prompt) -> Sequence[int]:
         """A prompt's token ids."""
+        if isinstance(prompt, str):
+            self.check_size(prompt)
         if isinstance(prompt, str) and len(prompt) > LONG:
             return await asyncio.to_thread(self.llm.encode, prompt)
         return self.llm.encode(prompt)
 
     async def chat_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """A conversation's token ids; the template is run in another thread, since a model's may take long."""
+        self.check_size(*(content for each in messages if isinstance(content := each.get("content"), str)))
         return await asyncio.to_thread(self.llm.chat_ids, messages, **variables)
+
+    def check_size(self, *texts: str) -> None:
+        """Raises :class:`RequestError` for texts that no context could hold: to encode them would take long."""
+        context = self.llm.engine.scheduler.max_context
+        size, most = sum(map(len, texts)), 2 * context * self.llm.longest_token
+        if size > most:
+            raise RequestError(
+                f"the text has {size} characters; prompt and answer may have {context} tokens",
+                field="prompt",
+                remedy="shorten it",
+            )
 
     def forget(self, request: Request, reason: FinishReason = "abort") -> None:
         """Ends a request; its stream gets nothing more, unless ``reason`` is ``error``."""
@@ -193,6 +214,7 @@ class AsyncLLM:
 
     def close(self) -> None:
         """Ends every request, the engine's thread and the model."""
+        self._closed = True
         self._background.close()
         self.llm.close()
 

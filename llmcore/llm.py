@@ -235,6 +235,11 @@ class LLM:
         return self._template.encode(messages, self.tokenizer, **variables)
 
     @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: no text is shorter in tokens than its bytes over this, normalization aside."""
+        return max(map(len, map(self.tokenizer.token_bytes, range(self.tokenizer.vocab_size))), default=1)
+
+    @cached_property
     def _template(self) -> ChatTemplate:
         from llmcore.text.chat import ChatTemplate  # jinja is imported for conversations alone
 

@@ -93,6 +93,27 @@ def test_an_engine_that_fails_tells_everybody(llm: LLM, monkeypatch: pytest.Monk
     asyncio.run(ask())
 
 
+def test_several_may_read_and_close(llm: LLM) -> None:
+    async def ask() -> None:
+        both = AsyncLLM(llm)
+        stream = both.stream(PROMPTS[0], PARAMS)
+
+        async def read() -> int:
+            return sum([len(delta.token_ids) async for delta in stream])
+
+        assert sum(await asyncio.gather(read(), read())) == 20
+        stream = both.stream(PROMPTS[0], PARAMS)
+        readers = [asyncio.create_task(read()) for _ in range(2)]
+        await asyncio.sleep(0)
+        stream.close()
+        await asyncio.gather(*readers)
+        await asyncio.to_thread(both.close)
+        with pytest.raises(RequestError, match="closed"):
+            both.stream(PROMPTS[0], PARAMS)
+
+    asyncio.run(ask())
+
+
 def test_closing_ends_what_is_under_way(llm: LLM) -> None:
     async def ask() -> None:
         both = AsyncLLM(llm)

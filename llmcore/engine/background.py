@@ -45,7 +45,7 @@ class Background:
     @property
     def unfinished(self) -> int:
         """Requests that were submitted and have not ended."""
-        return len(self._open) + len(self._inbox) + len(self._jobs)
+        return len(self._open) + len(self._jobs)
 
     def submit(self, request: Request) -> None:
         """Queues what :meth:`Engine.request` has made."""
@@ -77,6 +77,8 @@ class Background:
                 if action == self._begin:
                     self._deliver([(request, self._last(request))])
                 return
+            if action == self._begin:
+                self._open[request.id] = request
             self._inbox.append((action, request))
             self._changed.notify()
 
@@ -106,7 +108,6 @@ class Background:
             return not self._closing
 
     def _begin(self, request: Request) -> None:
-        self._open[request.id] = request
         self.engine.enqueue(request)
 
     def _end(self, request: Request) -> None:
@@ -149,17 +150,14 @@ class Background:
 
     def _last(self, request: Request) -> Delta:
         """What ends ``request`` when the thread has ended."""
-        request.finish_reason = "abort" if self.failed is None else "error"
+        request.finish_reason = "error" if self.failed is not None or request.error else "abort"
         if self.failed is not None:
             request.error = f"the engine has failed: {type(self.failed).__name__}: {self.failed}"
         return Delta(request.id, "", finish_reason=request.finish_reason)
 
     def _end_all(self) -> None:
-        for action, request in self._inbox:
-            if action == self._begin:
-                self._open[request.id] = request
         self._inbox.clear()
-        for request in self._open.values():
+        for request in list(self._open.values()):
             self.engine.abort(request)
             request.deltas.append(self._last(request))
         self._collect()

@@ -112,12 +112,14 @@ class Engine:
             )
         if not isinstance(priority, Integral) or isinstance(priority, bool):
             raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
+        self.scheduler.check_length(len(prompt_ids))
         ids = checked_ids(prompt_ids, self.runner.vocab)
+        for token in params.stop_token_ids:
+            if token >= self.runner.vocab:
+                raise RequestError(f"stop_token_ids has {token}, which is no token", field="stop_token_ids")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         rules = self._rules(params) if params.ruled else None  # a new constraint may take seconds: steps go on
-        request = Request(next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority))
-        self.scheduler.check(request)
-        return request
+        return Request(next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority))
 
     def enqueue(self, request: Request) -> None:
         """Queues what :meth:`request` has made."""

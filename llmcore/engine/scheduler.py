@@ -52,19 +52,19 @@ class Scheduler:
         """Whether any request is unfinished."""
         return bool(self.waiting or self.running)
 
-    def check(self, request: Request) -> None:
-        """Raises :class:`RequestError` if ``request`` could never run."""
-        room = self.max_context - len(request.prompt_ids)
+    def check_length(self, tokens: int) -> None:
+        """Raises :class:`RequestError` if a prompt of so many tokens could never run."""
+        room = self.max_context - tokens
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(request.prompt_ids)} tokens; prompt and answer may have {self.max_context}",
+                f"the prompt has {tokens} tokens; prompt and answer may have {self.max_context}",
                 field="prompt",
                 remedy="shorten it, or raise engine.max_context (and engine.kv_pages)",
             )
 
     def add(self, request: Request) -> None:
         """Queues ``request``; raises :class:`RequestError` if it could never run."""
-        self.check(request)
+        self.check_length(len(request.prompt_ids))
         self.waiting.append(request)
 
     def schedule(self) -> list[Scheduled]:

@@ -26,10 +26,11 @@ class Usage:
     completion: int = 0
     cached: int = 0
 
-    def add(self, request: Request, completion: int) -> None:
-        """Another answer; the prompt that several have in common is counted once by the caller."""
+    def add(self, request: Request, completion: int, *, first: bool) -> None:
+        """Another answer; ``first``: of its prompt, which the others find in the cache in any case."""
         self.completion += completion
-        self.cached += request.cached
+        if first:
+            self.cached += request.cached
 
     def body(self) -> dict[str, Any]:
         """As it is sent."""

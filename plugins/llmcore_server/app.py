@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmcore.errors import LlmcoreError
@@ -26,6 +31,7 @@ from llmcore_server.fields import (
     Fields,
     TokenizeFields,
 )
+from llmcore_server.network import is_loopback
 from llmcore_server.refusals import Refusal, refused
 from llmcore_server.service import Service
 
@@ -35,6 +41,8 @@ PAGE = Path(__file__).with_name("chat.html")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
 )
+MOST_KEYS = 64
+HEADER_BYTES = 64 << 10
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Body = TypeVar("Body", bound=Fields)
 Start = Callable[[], Awaitable[None]]
@@ -49,13 +57,35 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass."""
-        if scope["type"] == "http" and self._key and scope["path"] not in OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+            await Refusal(431, "the headers are too long").response()(scope, receive, send)
+            return
+        if not self._key and not _from_here(headers):
+            refusal = Refusal(403, "without an API key, only this machine's own pages and programs are answered")
+            await refusal.response()(scope, receive, send)
+            return
+        if self._key and scope["path"] not in OPEN_PATHS:
+            given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._key):
                 refusal = Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
                 await refusal.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _from_here(headers: dict[bytes, bytes]) -> bool:
+    """Whether host and origin name this machine: another site's page may have found our address (DNS rebinding)."""
+    urls = [f"http://{headers.get(b'host', b'localhost').decode('latin-1')}"]
+    if b"origin" in headers:
+        urls.append(headers[b"origin"].decode("latin-1"))
+    try:
+        return all(is_loopback(urlsplit(url).hostname or "") for url in urls)
+    except ValueError:
+        return False
 
 
 async def body_of(request: Request, kind: type[Body], limit: int) -> Body:
@@ -73,7 +103,13 @@ async def body_of(request: Request, kind: type[Body], limit: int) -> Body:
         data += piece
         if len(data) > limit:
             raise _too_long(limit)
-    return kind.model_validate_json(bytes(data))
+    try:
+        found = from_json(bytes(data))
+    except ValueError as error:
+        raise Refusal(400, f"the body is no JSON: {error}", code="invalid_json") from error
+    if isinstance(found, dict) and len(found) > MOST_KEYS:
+        raise Refusal(400, f"the body has {len(found)} keys", code="invalid_value")
+    return kind.model_validate(found)
 
 
 def _too_long(limit: int) -> Refusal:
@@ -111,6 +147,10 @@ def _handle_errors(app: FastAPI) -> None:
         LOG.error("a request failed", exc_info=error)
         return Refusal(500, "the server has made a mistake", code="internal_error").response()
 
+    async def gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # nobody is there to read it
+
+    app.add_exception_handler(ClientDisconnect, gone)
     for kind in (Refusal, ValidationError, LlmcoreError):
         app.add_exception_handler(kind, ours)
     app.add_exception_handler(HTTPException, http)
@@ -167,7 +207,9 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
             ids = await llm.chat_ids([message.plain() for message in fields.messages])
         else:
             assert fields.prompt is not None
-            ids = llm.llm.tokenizer.encode(fields.prompt, add_special=fields.add_special_tokens)
+            llm.check_size(fields.prompt)
+            encode = partial(llm.llm.tokenizer.encode, add_special=fields.add_special_tokens)
+            ids = await asyncio.to_thread(encode, fields.prompt)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": llm.llm.engine.scheduler.max_context})
 
     @app.post("/detokenize")

@@ -27,7 +27,7 @@ from llmcore.engine.results import Collector
 from llmcore.errors import ConfigError, GenerationError, LlmcoreError, RequestError
 from llmcore_server.answers import Usage, Writer
 from llmcore_server.fields import ChatFields, CompletionFields
-from llmcore_server.refusals import refused
+from llmcore_server.refusals import Refusal, refused
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
@@ -36,6 +36,7 @@ INPUT = Flag("--input", "a file with a request on each line", "FILE")
 OUTPUT = Flag("--output", "where answers go, a line each; what is in it already is not asked again", "FILE")
 COMMAND = Command("llmcore batch", "answer a file of requests, resumable", (INPUT, OUTPUT, NO_CACHE), "serve")
 KINDS = {"/v1/chat/completions": ChatFields, "/v1/completions": CompletionFields}
+BEGINS = b'{"custom_id": '  # so does each line that we write
 AHEAD = 2  # times the batch: so many answers are under way or wait
 
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def run(job: Job) -> int:
     """One file."""
     source, target = (Path(_given(job, flag)) for flag in ("--input", "--output"))
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ConfigError("--input and --output are the same file", remedy="name another output")
     lines = Lines(source)
     with Output(target) as output:
         left = [entry for entry in lines if entry.id not in output.done]
@@ -90,6 +93,8 @@ class Lines:
                     if line.strip():
                         self._add(line, number, offset, seen)
                     offset += len(line)
+                if not file.seekable():
+                    raise ConfigError(f"--input {path} can be read only once", remedy="write it to a file")
         except OSError as error:
             raise ConfigError(f"--input {path}: {error.strerror}") from error
 
@@ -154,24 +159,26 @@ class Output:
         self._file.seek(0)
         end = 0
         for line in self._file:
-            if not line.endswith(b"\n"):
+            torn = not line.endswith(b"\n")
+            if torn and (line.startswith(BEGINS) or BEGINS.startswith(line)):
                 break
-            end += len(line)
             try:
-                self.done.add(str(json.loads(line)["custom_id"]))
+                found = json.loads(line)
+                self.done.add(found["custom_id"] if "response" in found else found["response"])
+                end += len(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"--output {self.path} has a line that is no answer (at byte {end - len(line)})",
+                    f"--output {self.path} has a line that is no answer (at byte {end})",
                     remedy="name another file",
                 ) from error
         self._file.truncate(end)
 
     def write(self, answer: dict[str, Any]) -> None:
         """Adds an answer."""
-        data = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        data = json.dumps(answer).encode() + b"\n"
         while data:  # a full disk may take a part of it
             data = data[os.write(self._file.fileno(), data) :]
-        self.done.add(str(answer["custom_id"]))
+        self.done.add(answer["custom_id"])
 
     def __enter__(self) -> Output:
         return self
@@ -189,6 +196,7 @@ class Task:
     requests: list[Request]
     echoes: list[str]
     collectors: list[Collector] = field(default_factory=list)
+    choices: int = 1
 
     @property
     def ended(self) -> bool:
@@ -231,7 +239,7 @@ class Batch:
         """Queues a request; one that cannot be served gets its answer at once."""
         try:
             self._tasks.append(self._task(entry, entry.read()))
-        except (LlmcoreError, ValidationError) as error:
+        except (LlmcoreError, ValidationError, Refusal) as error:
             refusal = refused(error)
             self._write(entry, refusal.status, refusal.body)
             return False
@@ -239,6 +247,8 @@ class Batch:
 
     def _task(self, entry: Entry, line: bytes) -> Task:
         fields = _fields(line, self._model)
+        if fields.model not in (self._model, self._llm.model):
+            raise Refusal(404, f"there is no model {fields.model!r}", param="model", code="model_not_found")
         chat = isinstance(fields, ChatFields)
         params, tokenizer = fields.sampling(), self._llm.tokenizer
         if isinstance(fields, ChatFields):
@@ -257,7 +267,7 @@ class Batch:
         requests = [self._llm.engine.request(ids, own, continues=not chat) for ids, own in made]
         for request in requests:  # all are good: none has to be taken back
             self._llm.engine.enqueue(request)
-        task.requests = requests
+        task.requests, task.choices = requests, fields.choices
         task.echoes = [tokenizer.decode(request.prompt_ids) if echo else "" for request in requests]
         task.collectors = [Collector(request, 0.0) for request in requests]
         return task
@@ -274,10 +284,9 @@ class Batch:
             self._write(task.entry, refusal.status, refusal.body)
             return
         answers = [collector.completion() for collector in task.collectors]
-        prompts = {request.prompt_ids for request in task.requests}
-        usage = Usage(sum(map(len, prompts)))
-        for request, answer in zip(task.requests, answers, strict=True):
-            usage.add(request, len(answer.token_ids))
+        usage = Usage(sum(len(request.prompt_ids) for request in task.requests[:: task.choices]))
+        for index, (request, answer) in enumerate(zip(task.requests, answers, strict=True)):
+            usage.add(request, len(answer.token_ids), first=index % task.choices == 0)
         self._write(task.entry, 200, task.writer.whole(answers, usage, task.echoes, [()] * len(answers)))
 
     def _write(self, entry: Entry, status: int, body: dict[str, Any]) -> None:
@@ -302,13 +311,15 @@ def _fields(line: bytes, model: str) -> ChatFields | CompletionFields:
         unknown = sorted(found.keys() - {"custom_id", "method", "url", "body"})
         if unknown:
             raise RequestError(f"{unknown[0]} is no key of a request", field=unknown[0])
-        if url not in KINDS:
+        if not isinstance(url, str) or url not in KINDS:
             raise RequestError(f"the url is {url!r}", field="url", remedy=f"it may be {' or '.join(KINDS)}")
     else:
         body = {name: value for name, value in found.items() if name != "custom_id"}
         url = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     if not isinstance(body, dict):
         raise RequestError("the body is no JSON object", field="body")
+    if not isinstance(found.get("custom_id", ""), str):
+        raise RequestError("the custom_id is no text", field="custom_id")
     fields: ChatFields | CompletionFields = KINDS[url].model_validate_json(json.dumps({"model": model, **body}))
     if fields.stream:
         raise RequestError("a batch has no streams", field="stream")

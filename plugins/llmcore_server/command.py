@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import socket
 import sys
@@ -18,6 +17,7 @@ from llmcore.config.command import Command, Job
 from llmcore.config.models import name_of
 from llmcore.config.schema import ServerConfig
 from llmcore.errors import ConfigError, LlmcoreError
+from llmcore_server.network import is_loopback
 
 COMMAND = Command("llmcore serve", "answer OpenAI's API over HTTP: completions, conversations", (NO_CACHE,), "serve")
 HEADER_BYTES = 64 << 10
@@ -56,14 +56,6 @@ def api_key(config: ServerConfig) -> str:
             remedy=f"put one into the environment variable {config.api_key_env or 'that server.api_key_env names'}",
         )
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this machine alone can reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(config: ServerConfig) -> socket.socket:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -17,14 +19,15 @@ from llmcore.engine.constraint import Constraint
 from llmcore.engine.request import Delta
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import RequestError
+from llmcore.errors import GenerationError, RequestError
 from llmcore_server.answers import Usage, Writer
 from llmcore_server.fields import ChatFields, CompletionFields
 from llmcore_server.metrics import Clock
-from llmcore_server.refusals import refused
+from llmcore_server.refusals import Refusal, refused
 from llmcore_server.service import Service
 from llmcore_server.tools import Scanner, ToolCall, Writing, writing_of
 
+LOG = logging.getLogger("llmcore.server")
 DONE = b"data: [DONE]\n\n"
 
 
@@ -42,7 +45,8 @@ class Call:
     streams: list[AsyncStream]
     echoes: list[str]
     clocks: list[Clock]
-    writing: Writing | None = None  # of calls of functions, where the model was told of some
+    scanner: Callable[[], Scanner] | None = None  # of calls of functions, where the model was told of some
+    choices: int = 1
 
     def close(self) -> None:
         """Aborts what has not ended."""
@@ -54,6 +58,8 @@ async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
     """Answers a conversation."""
     params, functions = fields.sampling(), fields.functions()
     writing = _writing(service) if functions else None
+    names, several = frozenset(function["name"] for function in functions), fields.parallel_tool_calls is not False
+    scanner = None if writing is None else partial(Scanner, writing, names, several=several)
     if writing is not None and fields.must_call():
         params = replace(params, constraint=Constraint(*writing.grammar(fields.must_call())))
     tools = [{"type": "function", "function": function} for function in functions] or None
@@ -61,7 +67,7 @@ async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
     async def prompts(llm: AsyncLLM) -> list[Sequence[int]]:
         return [await llm.chat_ids([message.plain() for message in fields.messages], tools=tools)]
 
-    return await _answer(service, fields, http, params, prompts, 1, writing)
+    return await _answer(service, fields, http, params, prompts, 1, scanner)
 
 
 def _writing(service: Service) -> Writing:
@@ -91,13 +97,13 @@ async def _answer(
     params: SamplingParams,
     prompts: Callable[[AsyncLLM], Awaitable[list[Sequence[int]]]],
     count: int,
-    writing: Writing | None = None,
+    scanner: Callable[[], Scanner] | None = None,
 ) -> Response:
     service.check_model(fields.model)
     with service.admitted(count * fields.choices) as llm:
         found = await prompts(llm)
         call = await _submitted(service, llm, fields, params, found)
-        call.writing = writing
+        call.scanner, call.choices = scanner, fields.choices
     if fields.stream:
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
         return StreamingResponse(
@@ -149,17 +155,16 @@ async def _whole(call: Call, http: Request) -> Response:
         call.close()
         with suppress(asyncio.CancelledError, Exception):
             await task
-    for stream, answer in zip(call.streams, answers, strict=True):
-        call.usage.add(stream.request, len(answer.token_ids))
+    for index, (stream, answer) in enumerate(zip(call.streams, answers, strict=True)):
+        call.usage.add(stream.request, len(answer.token_ids), first=index % call.choices == 0)
     calls: list[list[ToolCall]] = [[] for _ in answers]
-    if call.writing is not None:
-        answers = [_without_calls(call.writing, answer, found) for answer, found in zip(answers, calls, strict=True)]
+    if call.scanner is not None:
+        answers = [_without_calls(call.scanner(), answer, found) for answer, found in zip(answers, calls, strict=True)]
     return JSONResponse(call.writer.whole(answers, call.usage, call.echoes, calls))
 
 
-def _without_calls(writing: Writing, answer: Completion, calls: list[ToolCall]) -> Completion:
+def _without_calls(scanner: Scanner, answer: Completion, calls: list[ToolCall]) -> Completion:
     """``answer`` without the calls in it, which go to ``calls``."""
-    scanner = Scanner(writing)
     text = scanner.push(answer.text) + scanner.finish()
     calls += scanner.calls
     return replace(answer, text=text) if calls else answer
@@ -180,6 +185,8 @@ async def _timed(call: Call, index: int) -> AsyncIterator[Delta]:
             if delta.token_ids:
                 clock.token()
             reason = delta.finish_reason or reason
+            if delta.finish_reason == "abort":  # nobody who still reads has asked for it
+                raise GenerationError("the server is shutting down")
             yield delta
     except Exception:
         reason = "error"
@@ -197,6 +204,14 @@ async def _disconnected(http: Request) -> None:
 # --- streams ---
 
 
+def _told(error: Exception) -> Refusal:
+    try:
+        return refused(error)
+    except Exception as unforeseen:
+        LOG.error("a stream failed", exc_info=unforeseen)
+        return Refusal(500, "the server has made a mistake", code="internal_error")
+
+
 def _event(body: dict[str, Any] | None) -> bytes:
     return b"" if body is None else b"data: " + to_json(body) + b"\n\n"
 
@@ -212,7 +227,7 @@ async def _events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
             yield _event(call.writer.usage_chunk(call.usage))
         yield DONE
     except Exception as error:
-        yield _event(refused(error).body)
+        yield _event(_told(error).body)
     finally:
         call.close()
 
@@ -229,12 +244,12 @@ async def _choice(call: Call, index: int) -> AsyncIterator[bytes]:
             yield head + _event(call.writer.chunk(index, delta, written))
             head = b""
         written += len(delta.text)
-    call.usage.add(call.streams[index].request, tokens)
+    call.usage.add(call.streams[index].request, tokens, first=index % call.choices == 0)
 
 
 async def _without_marks(call: Call, index: int, calls: list[ToolCall]) -> AsyncIterator[Delta]:
     """The deltas of an answer without calls of functions, which go to ``calls`` before the last of them."""
-    scanner = None if call.writing is None else Scanner(call.writing)
+    scanner = None if call.scanner is None else call.scanner()
     async for delta in _timed(call, index):
         if scanner is None:
             yield delta

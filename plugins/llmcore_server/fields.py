@@ -6,6 +6,7 @@ Types are strict: ``"1"`` is no number and ``true`` no integer. A field that is 
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,8 @@ MOST_TOP_LOGPROBS = 20
 MOST_PROMPTS = 64
 MOST_TEXTS = 2048
 MOST_TOOLS = 128
+MOST_PARTS, MOST_MESSAGES, MOST_BIASES, MOST_IDS = 1024, 4096, 1024, 1 << 20
+TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 MOST_TOKENS = 2**31
 SEEDS = 2**63 - 1
@@ -34,6 +37,9 @@ class StreamOptions(Fields):
     """What a stream says beside the answer."""
 
     include_usage: bool | None = None
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class NamedSchema(Fields):
@@ -86,11 +92,11 @@ class Sampling(Fields):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=-SEEDS, le=SEEDS)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_BIASES)] | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
 
@@ -125,10 +131,10 @@ class Sampling(Fields):
         """By token; JSON has them as text."""
         if not self.logit_bias:
             return None
-        wrong = next((token for token in self.logit_bias if not (token.isascii() and token.isdigit())), None)
+        wrong = next((token for token in self.logit_bias if not TOKEN_ID.fullmatch(token)), None)
         if wrong is not None:
             raise RequestError(f"logit_bias has the key {wrong!r}, which is no token id", field="logit_bias")
-        return {int(token[:20]): bias for token, bias in self.logit_bias.items()}
+        return {int(token): bias for token, bias in self.logit_bias.items()}
 
     @property
     def choices(self) -> int:
@@ -200,9 +206,9 @@ class Message(Fields):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MOST_PARTS, fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[CallOfTool] | None = None
+    tool_calls: Annotated[list[CallOfTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
 
@@ -229,11 +235,11 @@ class Message(Fields):
 class ChatFields(Sampling):
     """A body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
 
@@ -249,11 +255,18 @@ class ChatFields(Sampling):
             raise RequestError("tool_choice is given, but there are no tools", field="tool_choice")
         if len({function["name"] for function in functions}) < len(functions):
             raise RequestError("two tools have the same name", field="tools")
+        if self.must_choose and self.response_format is not None:
+            raise RequestError("a call that must be made has its own form", field="response_format")
         if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in (
             function["name"] for function in functions
         ):
             raise RequestError(f"there is no tool {self.tool_choice.function.name!r}", field="tool_choice")
         return functions
+
+    @property
+    def must_choose(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, ChosenTool)
 
     def must_call(self) -> list[dict[str, Any]]:
         """The functions one of which must be called; none where the model may say something else."""
@@ -273,13 +286,13 @@ class ChatFields(Sampling):
         return self.params(max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=logprobs)
 
 
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionFields(Sampling):
     """A body of ``/v1/completions``."""
 
-    prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
 
@@ -297,7 +310,7 @@ class EmbeddingFields(Fields):
     """A body of ``/v1/embeddings``; ``pooling`` is not OpenAI's."""
 
     model: str
-    input: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MOST_TEXTS)]
+    input: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MOST_TEXTS, fail_fast=True)]
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
     user: str | None = None
@@ -317,7 +330,7 @@ class TokenizeFields(Fields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)] | None = None
     add_special_tokens: bool = True
 
 
@@ -325,7 +338,7 @@ class DetokenizeFields(Fields):
     """A body of ``/detokenize``."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(max_length=MOST_IDS, fail_fast=True)]
 
 
 Kind = Literal["chat.completion", "text_completion"]

@@ -16,6 +16,7 @@ from llmcore_server.refusals import Refusal
 
 State = Literal["loading", "ready", "draining", "failed"]
 RETRY_AFTER = 1  # seconds
+LAST_STEP_S = 10  # that a step may take, once nothing is waited for
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class Service:
             Refusal: 429 where that is too much, 503 where the server takes nothing.
         """
         llm = self.llm
+        if answers > self.limits.waiting:
+            raise Refusal(
+                400,
+                f"{answers} answers are wanted, and no more than {self.limits.waiting} may wait",
+                code="invalid_value",
+            )
         under_way = llm.unfinished + self._preparing
         if under_way + answers > self.limits.waiting:
             self.metrics.refused()
@@ -107,14 +114,22 @@ class Service:
                 404, f"there is no model {name!r}; there is {self.name!r}", param="model", code="model_not_found"
             )
 
+    @property
+    def _busy(self) -> bool:
+        """Whether anything is under way, or about to be."""
+        return self._llm is not None and bool(self._llm.unfinished or self._preparing)
+
     async def drain(self, seconds: float) -> None:
         """Takes nothing more, waits until all is answered, ends what is not by then, and closes the model."""
         self.draining = True
         if self._llm is None:
             return
         end = asyncio.get_running_loop().time() + seconds
-        while self._llm.unfinished and asyncio.get_running_loop().time() < end and self._llm.failed is None:
+        while self._busy and asyncio.get_running_loop().time() < end and self._llm.failed is None:
             await asyncio.sleep(0.05)
         self._llm.fail_all("the server is shutting down")
+        end = asyncio.get_running_loop().time() + LAST_STEP_S
+        while self._llm.unfinished and asyncio.get_running_loop().time() < end and self._llm.failed is None:
+            await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)  # streams end with their error
         await asyncio.to_thread(self._llm.close)

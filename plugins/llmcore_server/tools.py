@@ -69,12 +69,14 @@ class Writing:
     def call_in(self, text: str) -> ToolCall | None:
         """The call that a JSON text is, if it is one."""
         try:
-            found = json.loads(text)
-        except ValueError:
+            found = json.loads(text, parse_constant=_no_number)
+        except (ValueError, RecursionError):
             return None
         if not isinstance(found, dict) or not isinstance(found.get("name"), str) or not NAME.fullmatch(found["name"]):
             return None
-        arguments = found.get(self.arguments, found.get("arguments", found.get("parameters", {})))
+        arguments = found.get(
+            self.arguments, found.get("arguments", found.get("parameters", {} if self.marked else None))
+        )
         if not isinstance(arguments, dict):
             return None
         return ToolCall(found["name"], json.dumps(arguments, ensure_ascii=False))
@@ -93,8 +95,14 @@ def writing_of(template: str) -> Writing | None:
 class Scanner:
     """Takes an answer piece by piece: what is text comes out at once, what may be a call is held back."""
 
-    def __init__(self, writing: Writing) -> None:
+    def __init__(self, writing: Writing, names: frozenset[str] | None = None, *, several: bool = True) -> None:
+        """Args:
+        names: of the functions that there are; any by default.
+        several: find more than one call.
+        """
         self._writing = writing
+        self._names = names
+        self._several = several
         self._held = ""
         self._begun = False  # something other than white space came out
         self.calls: list[ToolCall] = []
@@ -109,28 +117,37 @@ class Scanner:
         held, self._held = self._held, ""
         if self._writing.marked:
             start, mark, inner = held.partition(OPEN)
-            call = self._writing.call_in(inner) if mark else None  # the closing mark may be missing
+            call = self._call(inner) if mark else None  # the closing mark may be missing
             if call is not None:
-                self.calls.append(call)
+                self._add(call)
                 return start.rstrip()
             return held
-        found = [self._writing.call_in(part) for part in _objects(held)]
+        found = [self._call(part) for part in _objects(held)]
         calls = [call for call in found if call is not None]
         if not calls or len(calls) < len(found):
             return held
-        self.calls += calls
+        for call in calls:
+            self._add(call)
         return ""
+
+    def _call(self, text: str) -> ToolCall | None:
+        call = self._writing.call_in(text)
+        return call if call is not None and (self._names is None or call.name in self._names) else None
+
+    def _add(self, call: ToolCall) -> None:
+        if self._several or not self.calls:
+            self.calls.append(call)
 
     def _marked(self) -> str:
         out = ""
         while CLOSE in self._held and OPEN in self._held.partition(CLOSE)[0]:
             whole, _, self._held = self._held.partition(CLOSE)
             before, _, inner = whole.rpartition(OPEN)
-            call = self._writing.call_in(inner)
+            call = self._call(inner)
             if call is None:
                 out += whole + CLOSE
             else:
-                self.calls.append(call)
+                self._add(call)
                 out += before.rstrip()
         cut = self._held.find(OPEN)
         if cut < 0:
@@ -146,6 +163,10 @@ class Scanner:
         return out
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
 def _overlap(text: str, mark: str) -> int:
     """How many characters at the end of ``text`` may be the beginning of ``mark``."""
     return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
@@ -157,7 +178,7 @@ def _objects(text: str) -> list[str]:
     while rest:
         try:
             _, end = decoder.raw_decode(rest)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [text]
         found.append(rest[:end])
         rest = rest[end:].lstrip().removeprefix(";").lstrip()

@@ -50,19 +50,21 @@ def test_answers_and_refusals(tiny_model: MakeTiny, tmp_path: Path, capsys: pyte
     wrong = {"custom_id": "wrong", "url": "/v1/completions", "body": {"prompt": "a", "temperature": 9}}
     elsewhere = {"custom_id": "elsewhere", "url": "/v1/images", "body": {}}
     lines = [text(1), chat, "", "not json", wrong, elsewhere, "[]", {"prompt": "a", "max_tokens": 1, "echo": True}]
+    odd = [{**text(2), "url": []}, {**text(3), "custom_id": 7}, {**text(4), "custom_id": "\ud800"}]
+    lines += [*odd, {**text(5), "body": {**text(5)["body"], "model": "other"}}]
     source = write(tmp_path / "in.jsonl", lines)
     assert batch.main(arguments(model, source, target)) == 0
     found = answers(target)
-    assert set(found) == {"n1", "2", "4", "wrong", "elsewhere", "7", "8"}
+    assert set(found) == {"n1", "2", "4", "wrong", "elsewhere", "7", "8", "n2", "10", "\ud800", "n5"}
     assert found["n1"]["body"]["usage"]["completion_tokens"] == 4
     assert len(found["2"]["body"]["choices"]) == 2
     assert found["8"]["body"]["choices"][0]["text"].startswith("a")
-    assert {key for key, answer in found.items() if answer["status_code"] == 200} == {"n1", "2", "8"}
+    assert {key for key, answer in found.items() if answer["status_code"] == 200} == {"n1", "2", "8", "\ud800"}
     assert found["wrong"]["body"]["error"]["param"] == "temperature"
     before = target.read_bytes()
     assert batch.main(arguments(model, source, target)) == 0
     assert target.read_bytes() == before
-    assert "7 requests, 7 answered before" in capsys.readouterr().out
+    assert "11 requests, 11 answered before" in capsys.readouterr().out
 
 
 def test_what_was_cut_off_is_asked_again(tiny_model: MakeTiny, tmp_path: Path) -> None:
@@ -83,6 +85,12 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         Lines(write(tmp_path / "twice", [text(1), text(2), text(1)]))
     with pytest.raises(ConfigError, match="no answer"):
         Output(write(tmp_path / "text", ["hello"]))
+    for theirs in ("my notes, without a line's end", '{"custom_id": 5}\n', "[1]\n"):
+        notes = tmp_path / "notes"
+        notes.write_text(theirs)
+        with pytest.raises(ConfigError, match="no answer"):
+            Output(notes)
+        assert notes.read_text() == theirs
     with pytest.raises(ConfigError, match="--output"):
         Output(tmp_path / "none" / "out")
     with Output(tmp_path / "out"), pytest.raises(ConfigError, match="another process"):

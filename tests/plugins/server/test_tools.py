@@ -69,3 +69,28 @@ def test_a_schema_for_each_function() -> None:
     kind, text = MARKED.grammar(functions)
     assert kind == "lark"
     assert '"<tool_call>\\n"' in text
+
+
+def test_only_what_was_offered_is_a_call() -> None:
+    for writing, said in ((BARE, LLAMA.replace("weather", "Bob")), (MARKED, f"<tool_call>{CALL}</tool_call>")):
+        scanner = Scanner(writing, frozenset({"other"}))
+        assert scanner.push(said) + scanner.finish() == said
+        assert not scanner.calls
+    person = '{"name": "weather", "age": 3}'
+    scanner = Scanner(BARE, frozenset({"weather"}))
+    assert scanner.push(person) + scanner.finish() == person
+
+
+def test_one_call_where_one_is_wanted() -> None:
+    scanner = Scanner(MARKED, several=False)
+    scanner.push(f"<tool_call>{CALL}</tool_call>" * 2)
+    assert scanner.calls == [WEATHER]
+
+
+@pytest.mark.parametrize("inner", ["[" * 100_000, '{"name": "f", "arguments": {"a": NaN}}'])
+@pytest.mark.parametrize("writing", [MARKED, BARE])
+def test_what_is_no_json(writing: Writing, inner: str) -> None:
+    said = f"<tool_call>{inner}</tool_call>" if writing is MARKED else inner
+    scanner = Scanner(writing)
+    assert scanner.push(said) + scanner.finish() == said
+    assert not scanner.calls
