@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from llmcore.engine.background import Background, Outcome
 from llmcore.engine.embedding import Array, Embedding, Pooling
-from llmcore.engine.request import Delta, FinishReason, Request
+from llmcore.engine.request import Delta, Request
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import GenerationError, LlmcoreError, RequestError
@@ -200,17 +200,16 @@ class AsyncLLM:
                 remedy="shorten it",
             )
 
-    def forget(self, request: Request, reason: FinishReason = "abort") -> None:
-        """Ends a request; its stream gets nothing more, unless ``reason`` is ``error``."""
-        if reason == "abort":
-            self._streams.pop(request.id, None)
-        self._background.abort(request, reason)
+    def forget(self, request: Request) -> None:
+        """Ends a request; its stream gets nothing more."""
+        self._streams.pop(request.id, None)
+        self._background.abort(request)
 
     def fail_all(self, why: str) -> None:
         """Ends all requests with an error."""
         for stream in list(self._streams.values()):
             stream.request.error = why
-            self.forget(stream.request, "error")
+            self._background.abort(stream.request)
 
     def close(self) -> None:
         """Ends every request, the engine's thread and the model."""

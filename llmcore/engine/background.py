@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from llmcore.engine.embedding import Embedding
 from llmcore.engine.engine import Engine
-from llmcore.engine.request import Delta, FinishReason, Request
+from llmcore.engine.request import Delta, Request
 from llmcore.errors import GenerationError
 
 Ended = Callable[[Exception | None], None]
@@ -60,9 +60,9 @@ class Background:
             self._jobs.append((job, ended))
             self._changed.notify()
 
-    def abort(self, request: Request, reason: FinishReason = "abort") -> None:
-        """Ends ``request`` before the next step; its last delta says ``reason``. Nothing happens if it has ended."""
-        self._leave(self._end if reason == "abort" else self._fail, request)
+    def abort(self, request: Request) -> None:
+        """Ends ``request`` before the next step, as failed if it has an ``error``; nothing happens if it has ended."""
+        self._leave(self._end, request)
 
     def close(self) -> None:
         """Ends every request, and the thread; what is left in the inbox is ended too."""
@@ -113,14 +113,7 @@ class Background:
     def _end(self, request: Request) -> None:
         if request.id in self._open:
             self.engine.abort(request)
-            request.deltas.append(Delta(request.id, "", finish_reason="abort"))
-            self._collect()
-
-    def _fail(self, request: Request) -> None:
-        if request.id in self._open:
-            self.engine.abort(request)
-            request.finish_reason = "error"
-            request.deltas.append(Delta(request.id, "", finish_reason="error"))
+            request.deltas.append(self._last(request))
             self._collect()
 
     def _advance(self) -> None:
@@ -149,7 +142,7 @@ class Background:
             self._deliver(outcome)
 
     def _last(self, request: Request) -> Delta:
-        """What ends ``request`` when the thread has ended."""
+        """What ends ``request`` when somebody, or the end of the thread, has ended it."""
         request.finish_reason = "error" if self.failed is not None or request.error else "abort"
         if self.failed is not None:
             request.error = f"the engine has failed: {type(self.failed).__name__}: {self.failed}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +29,7 @@ from llmcore_server.fields import (
     Fields,
     TokenizeFields,
 )
-from llmcore_server.network import is_loopback
+from llmcore_server.network import HEADER_BYTES, is_loopback
 from llmcore_server.refusals import Refusal, refused
 from llmcore_server.service import Service
 
@@ -42,10 +40,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
 )
 MOST_KEYS = 64
-HEADER_BYTES = 64 << 10
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Body = TypeVar("Body", bound=Fields)
-Start = Callable[[], Awaitable[None]]
 
 
 class Guard:
@@ -116,16 +112,9 @@ def _too_long(limit: int) -> Refusal:
     return Refusal(413, f"the body is longer than {limit} bytes", code="body_too_large")
 
 
-def make_app(service: Service, on_start: Start | None = None) -> ASGIApp:
-    """The server's application; ``on_start`` runs in its event loop before the first request."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if on_start is not None:
-            await on_start()
-        yield
-
-    app = FastAPI(title="llmcore", version=version("llmcore"), lifespan=lifespan, docs_url=None, redoc_url=None)
+def make_app(service: Service) -> ASGIApp:
+    """The server's application."""
+    app = FastAPI(title="llmcore", version=version("llmcore"), docs_url=None, redoc_url=None)
     _handle_errors(app)
     _add_models(app, service)
     _add_completions(app, service)

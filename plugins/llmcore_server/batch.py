@@ -26,6 +26,7 @@ from llmcore.engine.request import Request
 from llmcore.engine.results import Collector
 from llmcore.errors import ConfigError, GenerationError, LlmcoreError, RequestError
 from llmcore_server.answers import Usage, Writer
+from llmcore_server.command import check_unused
 from llmcore_server.fields import ChatFields, CompletionFields
 from llmcore_server.refusals import Refusal, refused
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(job: Job) -> int:
     """One file."""
+    check_unused(job.config)
     source, target = (Path(_given(job, flag)) for flag in ("--input", "--output"))
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError("--input and --output are the same file", remedy="name another output")

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from types import FrameType
 from typing import Any
 
@@ -15,12 +16,11 @@ from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import NO_CACHE
 from llmcore.config.command import Command, Job
 from llmcore.config.models import name_of
-from llmcore.config.schema import ServerConfig
+from llmcore.config.schema import Config, ServerConfig
 from llmcore.errors import ConfigError, LlmcoreError
-from llmcore_server.network import is_loopback
+from llmcore_server.network import HEADER_BYTES, is_loopback
 
 COMMAND = Command("llmcore serve", "answer OpenAI's API over HTTP: completions, conversations", (NO_CACHE,), "serve")
-HEADER_BYTES = 64 << 10
 SWITCH_S = 2e-4  # how long other threads may keep the engine's from going on to its next step
 
 
@@ -33,14 +33,29 @@ def run(job: Job) -> int:
     """One server."""
     try:
         import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"the server needs {error.name}", remedy="pip install 'llmcore[server]'") from error
+    check_unused(job.config)
     config = job.config.server
     key = api_key(config)
     listener = listen(config)
     sys.setswitchinterval(SWITCH_S)
     return asyncio.run(_serve(job, key, listener))
+
+
+def check_unused(config: Config) -> None:
+    """Raises :class:`ConfigError` for a setting of answers: each request says for itself what it wants."""
+    plain = Config()
+    given = [f"sampling.{f.name}" for f in fields(plain.sampling) if _differs(config.sampling, plain.sampling, f.name)]
+    given += [name for name in ("max_new_tokens", "seed") if _differs(config, plain, name)]
+    if given:
+        raise ConfigError(f"{given[0]} is given, but each request says how it is answered", remedy="leave it out")
+
+
+def _differs(config: Any, plain: Any, name: str) -> bool:
+    return bool(getattr(config, name) != getattr(plain, name))
 
 
 def api_key(config: ServerConfig) -> str:

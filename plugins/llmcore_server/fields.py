@@ -339,6 +339,3 @@ class DetokenizeFields(Fields):
 
     model: str | None = None
     tokens: Annotated[list[int], Field(max_length=MOST_IDS, fail_fast=True)]
-
-
-Kind = Literal["chat.completion", "text_completion"]

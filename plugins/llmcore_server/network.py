@@ -1,8 +1,10 @@
-"""Addresses."""
+"""Addresses, and how much of a request is looked at."""
 
 from __future__ import annotations
 
 import ipaddress
+
+HEADER_BYTES = 64 << 10  # of all headers of a request
 
 
 def is_loopback(host: str) -> bool:

@@ -48,7 +48,6 @@ class Service:
         self.limits = limits
         self.metrics = Metrics(name, self)
         self.draining = False
-        self.error: BaseException | None = None
         self._llm: AsyncLLM | None = None
         self._preparing = 0  # answers that are admitted and not submitted yet
 
@@ -59,7 +58,7 @@ class Service:
     @property
     def state(self) -> State:
         """What the health check says."""
-        if self.error is not None or (self._llm is not None and self._llm.failed is not None):
+        if self._llm is not None and self._llm.failed is not None:
             return "failed"
         if self.draining:
             return "draining"

@@ -13,11 +13,11 @@ import pytest
 
 from helpers.server import running
 from helpers.tiny import TinyModel
-from llmcore.config.schema import ServerConfig
+from llmcore.config.schema import Config, SamplingConfig, ServerConfig
 from llmcore.engine.load import EngineSettings
 from llmcore.errors import ConfigError
 from llmcore.llm import LLM
-from llmcore_server.command import api_key, listen
+from llmcore_server.command import api_key, check_unused, listen
 from llmcore_server.service import Limits
 
 MakeTiny = Callable[..., TinyModel]
@@ -158,6 +158,13 @@ def test_an_address_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatc
         assert api_key(ServerConfig(host=host)) == ""
     monkeypatch.setenv("LLMCORE_API_KEY", "secret")
     assert api_key(ServerConfig(host="0.0.0.0")) == "secret"
+
+
+def test_settings_of_answers_are_refused() -> None:
+    check_unused(Config())
+    for config in (Config(sampling=SamplingConfig(temperature=0.5)), Config(max_new_tokens=5), Config(seed=1)):
+        with pytest.raises(ConfigError, match="each request says"):
+            check_unused(config)
 
 
 def test_a_port_that_is_taken() -> None:
