@@ -11,13 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmcore.native.abi import (
-    NativeFunction,
     claim,
     dim,
     fetch_add,
     inlined,
     load_i64,
-    native_kernel,
     scratch,
     specialised,
     tensor,
@@ -25,12 +23,11 @@ from llmcore.native.abi import (
 from llmcore.native.vector import LANES, load
 from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.elementwise import gated
-from llmcore_numba.family import Family
 from llmcore_numba.float_arithmetic import ARITHMETIC, FACTOR
 from llmcore_numba.float_packing import ROWS, VECTORS
 from llmcore_numba.float_tile import SHAPE, STRIP, SUMS, WIDTH, float_tile
 from llmcore_numba.float_tokens import tokens_for
-from llmcore_numba.inputs import ALONE
+from llmcore_numba.inputs import ALONE, kernels_of
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import names_of
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
@@ -73,20 +70,6 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     if name not in ARITHMETIC:
         raise AttributeError(f"{op} has no kernel for {name}")
     return {**names_of(op), "KIND": _kind(name, alone), "tokens_of": tokens_for(op, name, alone=alone)}
-
-
-def per_arithmetic(op: str, template: Any) -> Family:
-    """Kernels of ``op`` for every arithmetic, ``BF16`` and for one token ``BF16_alone``, made of one template.
-
-    Args:
-        template: ``f(operands, thread, threads)`` over the global names of :func:`parts_for`.
-    """
-
-    def make(name: str) -> NativeFunction:
-        parts = parts_for(op, name.removesuffix(ALONE), alone=name.endswith(ALONE))
-        return native_kernel(specialised(template, f"{op}_{name}", **parts))
-
-    return Family(make)
 
 
 def _kind(name, alone):
@@ -266,8 +249,8 @@ def _classifier_argmax(operands, thread, _threads):
         chunk = claim(operands)
 
 
-linear = per_arithmetic("linear", _linear)
-linear_add = per_arithmetic("linear_add", _linear_add)
-gate_up_swiglu = per_arithmetic("gate_up_swiglu", _gate_up_swiglu)
-rms_norm_gate_up_swiglu = per_arithmetic("rms_norm_gate_up_swiglu", _gate_up_swiglu)
-classifier_argmax = per_arithmetic("classifier_argmax", _classifier_argmax)
+linear = kernels_of("linear", _linear, parts_for)
+linear_add = kernels_of("linear_add", _linear_add, parts_for)
+gate_up_swiglu = kernels_of("gate_up_swiglu", _gate_up_swiglu, parts_for)
+rms_norm_gate_up_swiglu = kernels_of("rms_norm_gate_up_swiglu", _gate_up_swiglu, parts_for)
+classifier_argmax = kernels_of("classifier_argmax", _classifier_argmax, parts_for)

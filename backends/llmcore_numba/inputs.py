@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmcore.native.abi import dim, f64_attr, inlined, specialised, tensor
+from llmcore.native.abi import NativeFunction, dim, f64_attr, inlined, native_kernel, specialised, tensor
+from llmcore_numba.family import Family
 from llmcore_numba.operands import names_of
 from llmcore_numba.rms_norm import normalise
 
@@ -75,3 +76,17 @@ def part(template: Callable[..., Any], op: str, constants: dict[str, Any]) -> Ca
 
 
 input_of, prepared = inlined(_as_they_are), inlined(_at_the_beginning)  # each op has its own
+
+
+def kernels_of(op: str, template: Any, parts_for: Callable[..., dict[str, Any]]) -> Family:
+    """Kernels of ``op``, ``int4_min`` and for one token ``int4_min_alone``, made of one template.
+
+    Args:
+        template: ``f(operands, thread, threads)`` over the global names that ``parts_for(op, name, alone=…)`` gives.
+    """
+
+    def make(name: str) -> NativeFunction:
+        parts = parts_for(op, name.removesuffix(ALONE), alone=name.endswith(ALONE))
+        return native_kernel(specialised(template, f"{op}_{name}", **parts))
+
+    return Family(make)

@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from llmcore.native.abi import (
-    NativeFunction,
     claim,
     dim,
     fetch_add,
     inlined,
     load_i64,
-    native_kernel,
     scratch,
     specialised,
     tensor,
@@ -24,8 +22,7 @@ from llmcore.native.machine import machine
 from llmcore.native.vector import load, store, zeros
 from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.elementwise import gated
-from llmcore_numba.family import Family
-from llmcore_numba.inputs import ALONE
+from llmcore_numba.inputs import kernels_of
 from llmcore_numba.integer import integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
@@ -73,20 +70,6 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     by_any = inlined(specialised(_strip, f"strip_{name}", **tiles, strip_for_one=by_one))
     parts = {"NBYTES": packing.nbytes, "strip": by_one if alone else by_any, "tokens_of": tokens_for(op, alone=alone)}
     return {**names_of(op), **parts}
-
-
-def per_packing(op: str, template: Any) -> Family:
-    """Kernels of ``op`` for every packing, ``int4_min`` and for one token ``int4_min_alone``, made of one template.
-
-    Args:
-        template: ``f(operands, thread, threads)`` over the global names of :func:`parts_for`.
-    """
-
-    def make(name: str) -> NativeFunction:
-        parts = parts_for(op, name.removesuffix(ALONE), alone=name.endswith(ALONE))
-        return native_kernel(specialised(template, f"{op}_{name}", **parts))
-
-    return Family(make)
 
 
 def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ahead, out):
@@ -255,8 +238,8 @@ def _classifier_argmax(operands, thread, _threads):
         chunk = claim(operands)
 
 
-linear = per_packing("linear", _linear)
-linear_add = per_packing("linear_add", _linear_add)
-gate_up_swiglu = per_packing("gate_up_swiglu", _gate_up_swiglu)
-rms_norm_gate_up_swiglu = per_packing("rms_norm_gate_up_swiglu", _gate_up_swiglu)
-classifier_argmax = per_packing("classifier_argmax", _classifier_argmax)
+linear = kernels_of("linear", _linear, parts_for)
+linear_add = kernels_of("linear_add", _linear_add, parts_for)
+gate_up_swiglu = kernels_of("gate_up_swiglu", _gate_up_swiglu, parts_for)
+rms_norm_gate_up_swiglu = kernels_of("rms_norm_gate_up_swiglu", _gate_up_swiglu, parts_for)
+classifier_argmax = kernels_of("classifier_argmax", _classifier_argmax, parts_for)

@@ -73,6 +73,19 @@ def rms_norm_gate_up_swiglu(g: Builder, x: Any, norm: Any, gate: Any, up: Any, *
     return g.op("gate_up_swiglu", x=g.op("rms_norm", x=x, weight=norm, eps=norm_eps), gate=gate, up=up)
 
 
+QKV_WEIGHTS = (
+    "wq: any[D, K]",
+    "wk: any[G, K]",
+    "wv: any[G, K]",
+    "bq?: f32[D]",
+    "bk?: f32[G]",
+    "bv?: f32[G]",
+    "nq?: f32[C]",
+    "nk?: f32[C]",
+    "cos: f32[P, F]",
+    "sin: f32[P, F]",
+)
+
 QKV_SHAPES = (  # T, K, heads, kv_heads, head_dim, pairs, page_size, interleaved, present
     (0, 256, 2, 1, 16, 8, 16, False, ()),
     (1, 256, 4, 4, 16, 8, 16, True, ()),
@@ -102,18 +115,7 @@ def _qkv_cases() -> Iterator[Case]:
 
 @fused(
     inputs=["x: act[T, K]", "positions: i32[T]", "slots: i32[T]"],
-    weights=[
-        "wq: any[D, K]",
-        "wk: any[G, K]",
-        "wv: any[G, K]",
-        "bq?: f32[D]",
-        "bk?: f32[G]",
-        "bv?: f32[G]",
-        "nq?: f32[C]",
-        "nk?: f32[C]",
-        "cos: f32[P, F]",
-        "sin: f32[P, F]",
-    ],
+    weights=QKV_WEIGHTS,
     states=["kv: state"],
     outputs=["q: act[T, D]"],
     cases=_qkv_cases,
@@ -155,19 +157,7 @@ def qkv_rope_kv_write(
 
 @fused(
     inputs=["x: act[T, K]", "positions: i32[T]", "slots: i32[T]"],
-    weights=[
-        "norm: f32[E]",
-        "wq: any[D, K]",
-        "wk: any[G, K]",
-        "wv: any[G, K]",
-        "bq?: f32[D]",
-        "bk?: f32[G]",
-        "bv?: f32[G]",
-        "nq?: f32[C]",
-        "nk?: f32[C]",
-        "cos: f32[P, F]",
-        "sin: f32[P, F]",
-    ],
+    weights=["norm: f32[E]", *QKV_WEIGHTS],
     states=["kv: state"],
     outputs=["q: act[T, D]"],
     cases=lambda: _normed(_qkv_cases()),
