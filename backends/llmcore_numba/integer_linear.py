@@ -21,7 +21,7 @@ from llmcore.native.abi import (
 from llmcore.native.machine import machine
 from llmcore.native.vector import load, store, zeros
 from llmcore_numba.best import best_of_chunks, clear, note_best
-from llmcore_numba.chunks import EACH, claims_early, next_strip
+from llmcore_numba.chunks import EACH, claims_early, cut_up, next_strip, strips_before
 from llmcore_numba.elementwise import gated
 from llmcore_numba.inputs import kernels_of
 from llmcore_numba.integer import integer_tile, outlier_tile
@@ -123,15 +123,14 @@ def strips_per_chunk(tokens, strips, strip_bytes, threads):
 
     With few tokens memory takes the time, and it is read fastest in long runs; but each thread should have some.
     """
-    if tokens > TOKENS:
-        return 1
-    return max(1, min(LONGEST, max(SHORTEST, strips * strip_bytes // (EACH * threads))) // strip_bytes)
+    wanted = min(LONGEST, max(SHORTEST, strips * strip_bytes // (EACH * threads)))
+    return max(1, wanted * TOKENS // max(TOKENS, tokens) // strip_bytes)
 
 
 @inlined
-def chunks_of(tokens, strips, some):
-    """How many chunks there are of ``some`` strips each."""
-    return (strips + some - 1) // some * ((tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK)
+def token_chunks(tokens):
+    """In how many parts tokens are multiplied with a strip."""
+    return (tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK
 
 
 @inlined
@@ -157,17 +156,18 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
 def multiply(strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized tokens; ``bias`` and ``residual`` may be 0."""
     out, strips, strip_bytes = scratch(operands, thread), (outer + STRIP - 1) // STRIP, 2 * (inner // COLUMNS) * nbytes
-    some = strips_per_chunk(rows, strips, strip_bytes, threads)
-    across = (strips + some - 1) // some
-    chunks, chunk = chunks_of(rows, strips, some), claim(operands)
+    cut = cut_up(strips, strips_per_chunk(rows, strips, strip_bytes, threads), threads)
+    across = cut[2]
+    chunks, chunk = across * token_chunks(rows), claim(operands)
     early = claims_early(chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
         following = claim(operands) if early else chunks
-        first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
-        last, end = min(first + some, strips), min(begin + TOKEN_CHUNK, rows)
+        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
+        begin = chunk // across * TOKEN_CHUNK
+        end = min(begin + TOKEN_CHUNK, rows)
         for index in range(first, last):
-            then = next_strip(index, last, following, chunks, across, some)
+            then = next_strip(cut, index, last, following, chunks)
             then = weight + then * strip_bytes if then >= 0 else 0
             at = index * STRIP
             multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, then, out)
@@ -192,17 +192,18 @@ def _gate_up_swiglu(operands, thread, threads):
     y, out = tensor(operands, Y), scratch(operands, thread)
     gate, to_up, groups = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE), inner // COLUMNS
     row_bytes, strips = groups * NBYTES, (outer + ROWS - 1) // ROWS
-    some = strips_per_chunk(rows, strips, 2 * row_bytes, threads)
-    across = (strips + some - 1) // some
-    chunks, chunk = chunks_of(rows, strips, some), claim(operands)
+    cut = cut_up(strips, strips_per_chunk(rows, strips, 2 * row_bytes, threads), threads)
+    across = cut[2]
+    chunks, chunk = across * token_chunks(rows), claim(operands)
     early = claims_early(chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
         following = claim(operands) if early else chunks
-        first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
-        last, end = min(first + some, strips), min(begin + TOKEN_CHUNK, rows)
+        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
+        begin = chunk // across * TOKEN_CHUNK
+        end = min(begin + TOKEN_CHUNK, rows)
         for block in range(first, last):
-            count, then = min(ROWS, outer - block * ROWS), next_strip(block, last, following, chunks, across, some)
+            count, then = min(ROWS, outer - block * ROWS), next_strip(cut, block, last, following, chunks)
             for token in range(begin, end, TOKENS):
                 ahead = (then - block) * row_bytes if then >= 0 and token == begin else 0
                 strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ahead, out)
@@ -220,16 +221,19 @@ def _classifier_argmax(operands, thread, threads):
     slots = scratch(operands, 0) + SHARED
     most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))  # so many that the slots fit
     some = max(strips_per_chunk(1, strips, 2 * row_bytes, threads), (strips + most_chunks - 1) // most_chunks)
-    chunks = (strips + some - 1) // some if rows else 0
+    cut = cut_up(strips, some, threads)
+    if cut[2] > most_chunks:
+        cut = cut_up(strips, some, 0)
+    chunks = cut[2] if rows else 0
     chunk, early = claim(operands), claims_early(chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
         following = claim(operands) if early else chunks
-        mine, last = slots + chunk * rows * 8, min((chunk + 1) * some, strips)
+        mine, first, last = slots + chunk * rows * 8, strips_before(cut, chunk), strips_before(cut, chunk + 1)
         for token in range(rows):
-            clear(mine + token * 8, chunk * some * STRIP)
-        for index in range(chunk * some, last):
-            at, then = index * STRIP, next_strip(index, last, following, chunks, chunks, some)
+            clear(mine + token * 8, first * STRIP)
+        for index in range(first, last):
+            at, then = index * STRIP, next_strip(cut, index, last, following, chunks)
             lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
             to_next = row_bytes if upper > 0 else 0
             for token in range(0, rows, TOKENS):

@@ -24,7 +24,7 @@ from llmcore.native.abi import (
     specialised,
     tensor,
 )
-from llmcore_numba.chunks import claims_early, next_strip
+from llmcore_numba.chunks import claims_early, cut_up, next_strip, strips_before
 from llmcore_numba.family import Family
 from llmcore_numba.kv_pages import PerKVType
 from llmcore_numba.kv_write import tokens_per_chunk, write_head, write_token
@@ -68,14 +68,14 @@ def _project(operands, thread, threads):
     first_k = (wide + height - 1) // height
     first_v = first_k + (narrow + height - 1) // height
     strips = 2 * first_v - first_k
-    some = BY.strips_per_chunk(rows, strips, BY.strip_bytes(inner), threads)
-    across = (strips + some - 1) // some
+    cut = cut_up(strips, BY.strips_per_chunk(rows, strips, BY.strip_bytes(inner), threads), threads)
+    across = cut[2]
     chunks = across * ((rows + BY.tokens - 1) // BY.tokens)
     tokens, chunk, early = BY.tokens_of(operands, thread), claim(operands), claims_early(chunks, threads)
     while chunk < chunks:
         following = claim(operands) if early else chunks
-        first, begin = chunk % across * some, chunk // across * BY.tokens
-        last = min(first + some, strips)
+        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
+        begin = chunk // across * BY.tokens
         for index in range(first, last):
             weight, bias, y, outer, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, Q), wide, index
             if index >= first_v:
@@ -83,7 +83,7 @@ def _project(operands, thread, threads):
                 at = index - first_v
             elif index >= first_k:
                 weight, bias, y, outer, at = tensor(operands, WK), tensor(operands, BK), keys, narrow, index - first_k
-            then, end = next_strip(index, last, following, chunks, across, some), min(begin + BY.tokens, rows)
+            then, end = next_strip(cut, index, last, following, chunks), min(begin + BY.tokens, rows)
             if then >= first_v:
                 then = tensor(operands, WV) + (then - first_v) * BY.strip_bytes(inner)
             elif then >= first_k:
