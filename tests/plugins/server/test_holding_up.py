@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -170,6 +171,15 @@ def test_settings_of_answers_are_refused() -> None:
 def test_a_port_that_is_taken() -> None:
     with listen(ServerConfig(port=0)) as taken, pytest.raises(ConfigError, match="another port"):
         listen(ServerConfig(port=taken.getsockname()[1]))
+
+
+def test_no_piece_of_an_answer_waits_for_another_one_to_be_acknowledged() -> None:
+    with (
+        listen(ServerConfig(port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_told_to_stop_while_a_request_is_made_ready(load: Callable[[], LLM], monkeypatch: pytest.MonkeyPatch) -> None:
