@@ -83,8 +83,8 @@ def listen(config: ServerConfig) -> socket.socket:
             f"cannot listen at server.host={config.host} server.port={config.port}: {error}",
             remedy="name another port; 0 takes a free one",
         ) from error
-    # Inherited by every connection. Asyncio, which does so for sockets of its own, does not for those of a listener that
-    # was made without a protocol's number, and then an answer's end waits for the client's delayed ACK of its beginning.
+    # Inherited by every connection: asyncio does so for sockets of its own, not for those of a listener that names no
+    # protocol. The end of an answer would wait, some 40 ms, for the client's delayed ACK of its beginning.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

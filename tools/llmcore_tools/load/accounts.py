@@ -1,8 +1,8 @@
 """Whether what clients saw of a soak agrees with what the server says, and whether it gave everything back.
 
-Token accounting is exact. Answers whose clients hung up have one length if they are generated to their end
-all the same (:attr:`Mixture.lost`), so the answers that the server counts as complete, and no client saw, account for all
-tokens that no client was told of.
+Token accounting is exact. Answers whose clients hang up have one length if they are generated to their end all the same
+(:attr:`Mixture.lost`): the answers that the server counts as complete, and no client saw, account for all tokens that
+no client was told of.
 """
 
 from __future__ import annotations
