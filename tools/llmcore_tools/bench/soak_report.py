@@ -72,7 +72,7 @@ def _figures(found: Found) -> dict[str, float]:
         name: found.after.count(name) - found.before.count(name)
         for name in ("generation_tokens_total", "computed_tokens_total", "iterations_total", "num_preemptions_total")
     }
-    warm, last = accounts.resident(found.samples)
+    memory = {name: accounts.drift(found.samples, name) for name in ("resident", "private")}
     return {
         "duration, s": found.seconds,
         "requests/s": len(found.exchanges) / found.seconds,
@@ -81,9 +81,8 @@ def _figures(found: Found) -> dict[str, float]:
         "computed tokens": grown["computed_tokens_total"],
         "steps": grown["iterations_total"],
         "preemptions": grown["num_preemptions_total"],
-        "resident when warm, MB": warm / 1e6,
-        "resident at the end, MB": last / 1e6,
-        "private at the end, MB": found.samples[-1].memory.private / 1e6 if found.samples else 0.0,
+        **{f"{name} memory when warm, MB": drift.warm / 1e6 for name, drift in memory.items()},
+        **{f"{name} memory at the end, MB": drift.last / 1e6 for name, drift in memory.items()},
     }
 
 

@@ -32,6 +32,22 @@ class Check:
     detail: str
 
 
+@dataclass(frozen=True)
+class Drift:
+    """Bytes when warm, and at the end; 0 where nobody looked."""
+
+    warm: float
+    last: float
+
+    @property
+    def share(self) -> float:
+        """Growth; infinite where it is not known."""
+        return self.last / self.warm - 1 if self.warm and self.last else float("inf")
+
+    def __str__(self) -> str:
+        return f"{self.warm / 1e6:.1f} MB when warm, {self.last / 1e6:.1f} MB at the end ({100 * self.share:+.2f} %)"
+
+
 def checks(plan: Plan, found: Found) -> list[Check]:
     """All of them."""
     assert found.after is not None and found.end is not None
@@ -193,21 +209,18 @@ def _stopped(found: Found) -> Check:
 
 
 def _memory(samples: Sequence[Sample]) -> Check:
-    warm, last = resident(samples)
-    drift = last / warm - 1 if warm else float("inf")
-    return Check(
-        f"resident memory drifts by less than {100 * DRIFT:g} %",
-        drift < DRIFT,
-        f"{warm / 1e6:.1f} MB when warm, {last / 1e6:.1f} MB at the end: {100 * drift:+.2f} %",
-    )
+    """Private memory, that no file lies behind. Pages of the weights' files come in when their rows are first read."""
+    private, resident = (drift(samples, name) for name in ("private", "resident"))
+    detail = f"{private}; with the pages of mapped files {resident}"
+    return Check(f"private memory drifts by less than {100 * DRIFT:g} %", private.share < DRIFT, detail)
 
 
-def resident(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Median bytes after the first tenth of the requests, and of the last one; 0 where there is no sample."""
+def drift(samples: Sequence[Sample], name: str) -> Drift:
+    """Of ``private`` or ``resident`` memory, under load at both times: medians over many moments."""
     low, high = WARM
-    warm = [sample.memory.resident for sample in samples if low <= sample.share <= high]
-    last = [sample.memory.resident for sample in samples if sample.share >= LAST]
-    return (median(warm) if warm else 0.0), (median(last) if last else 0.0)
+    sizes = [(sample.share, float(getattr(sample.memory, name))) for sample in samples]
+    warm, last = ([size for share, size in sizes if a <= share <= b] for a, b in ((low, high), (LAST, 1.0)))
+    return Drift(median(warm) if warm else 0.0, median(last) if last else 0.0)
 
 
 def as_json(made: Sequence[Check]) -> list[dict[str, Any]]:
