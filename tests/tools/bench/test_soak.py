@@ -83,7 +83,7 @@ def test_settings_go_through() -> None:
     assert soak.served(given, 30) == [*given, "server.port=0"]
     assert soak.plan({}, given).room == 30
     asked = soak.plan({"--clients": "64", "--disconnect": "0.5"}, ["threads=1"])
-    assert (asked.clients, asked.requests, asked.room, asked.mixture.disconnects) == (64, 10_000, 80, 0.5)
+    assert (asked.clients, asked.requests, asked.room, asked.mixture.disconnects) == (64, 10_000, 72, 0.5)
     assert soak.fitted(asked, "m", 2048).mixture.context == 2048
 
 

@@ -71,11 +71,11 @@ def plan(given: Mapping[str, str], settings: Sequence[str]) -> Plan:
 
 
 def _room(settings: Sequence[str], clients: int) -> int:
-    """The queue's bound: a quarter more than there are clients, so that calls for several answers meet it at times."""
+    """The queue's bound: an eighth more than there are clients, so that calls for several answers meet it at times."""
     name = "server.max_waiting="
     asked = [setting.removeprefix(name) for setting in settings if setting.startswith(name)]
     if not asked:
-        return max(clients + clients // 4, LEAST_ROOM)
+        return max(clients + clients // 8, LEAST_ROOM)
     if not asked[-1].isdecimal() or int(asked[-1]) < LEAST_ROOM:
         raise ConfigError(f"{name}{asked[-1]}: some calls ask for 3 answers", remedy=f"give {LEAST_ROOM} or more")
     return int(asked[-1])

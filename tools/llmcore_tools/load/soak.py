@@ -28,7 +28,7 @@ WARM_CALLS = 32
 SAMPLES = 200  # of the server's memory
 SETTLE_S = 60.0
 POLL_S = 0.05
-LET_IN_S = 3.0
+LET_IN_S = 1.0  # that a refusal may take, at most
 PATIENCE_S = 120.0  # until the queue is full, and until a told server has ended
 
 
@@ -219,6 +219,7 @@ async def _full(plan: Plan, server: ChildServer) -> list[Record]:
                 raise LoadError(
                     f"{plan.room} answers under way do not fill the queue", remedy="give a smaller server.max_waiting"
                 )
+            await asyncio.sleep(5 * POLL_S)  # it was let in, perhaps before the last of those that hold: they go first
         rejections: list[Record] = []
         left = iter(range(max(20, min(plan.requests // 20, 500))))
 
