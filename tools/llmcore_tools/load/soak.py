@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,11 +18,11 @@ from llmcore_tools.load.child_server import ChildServer, Gauge, Memory
 from llmcore_tools.load.client import Api, Client
 from llmcore_tools.load.mixture import TEXT, Call, Mixture
 from llmcore_tools.load.records import Record
-from llmcore_tools.load.run import LoadError
 from llmcore_tools.load.tally import Tally
 
 FULL = "429"
 MOST_CHOICES = 16  # that one call may ask for
+MOST_CALLS, SPARE_CALLS = 512, 8  # that hold the queue full
 WARM_SEED = 1 << 30
 WARM_CALLS = 32
 SAMPLES = 200  # of the server's memory
@@ -103,7 +103,6 @@ def soak(plan: Plan, server: ChildServer) -> Found:
 
     Raises:
         ServerError: the server is gone, or does not tell its numbers.
-        LoadError: the queue could not be filled.
     """
     spoken = len(server.said)
     asyncio.run(_load(plan, server, plan.mixture.draw(WARM_CALLS, WARM_SEED + plan.seed), []))
@@ -204,10 +203,9 @@ async def _ask(client: Client, call: Call) -> Exchange:
 
 
 async def _full(plan: Plan, server: ChildServer) -> list[Record]:
-    """Holds the queue full with answers that do not end, and records what calls of others come to meanwhile.
+    """Holds the queue full with long answers, and records what calls of others come to meanwhile.
 
-    Raises:
-        LoadError: there still is room after a long time.
+    Nothing, where there still is room after a long time.
     """
     client = Client(server.target, _api(plan))
     holding = [asyncio.create_task(_hold(client, plan, count)) for count in _shares(plan.room)]
@@ -216,9 +214,7 @@ async def _full(plan: Plan, server: ChildServer) -> list[Record]:
         end = time.monotonic() + PATIENCE_S
         while (await _first_word(client, one)).outcome != FULL:
             if time.monotonic() > end:
-                raise LoadError(
-                    f"{plan.room} answers under way do not fill the queue", remedy="give a smaller server.max_waiting"
-                )
+                return []
             await asyncio.sleep(5 * POLL_S)  # it was let in, perhaps before the last of those that hold: they go first
         rejections: list[Record] = []
         left = iter(range(max(20, min(plan.requests // 20, 500))))
@@ -238,15 +234,15 @@ async def _full(plan: Plan, server: ChildServer) -> list[Record]:
         client.close()
 
 
-def _shares(room: int) -> Iterable[int]:
-    """Choices of each of the calls that fill the room."""
-    whole, rest = divmod(room, MOST_CHOICES)
-    return [MOST_CHOICES] * whole + ([rest] if rest else [])
+def _shares(room: int) -> list[int]:
+    """Choices of each of the calls that fill the room: some too many, which get in as soon as an answer has ended."""
+    each = min(-(-room // MOST_CALLS), MOST_CHOICES)
+    return [each] * (-(-room // each) + SPARE_CALLS)
 
 
 def _endless(plan: Plan, answers: int) -> Call:
     """A call whose answer ends where the context does."""
-    tokens = plan.mixture.context // 2
+    tokens = plan.mixture.context - 32
     body = {"model": plan.mixture.model, "prompt": "on and on", "max_tokens": tokens, "ignore_eos": True}
     return Call(TEXT, {**body, "n": answers, "stream": True, "temperature": 1}, answers)
 
