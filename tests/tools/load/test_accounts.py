@@ -16,7 +16,7 @@ from llmcore_tools.load.soak import Exchange, Found, Plan, Sample
 from llmcore_tools.load.tally import Choice, Tally
 
 LOST = 8  # tokens of an answer whose client hangs up
-PLAN = Plan(Mixture("m", 1024, Span(4, 8), Span(4, LOST), 0.1), clients=4, requests=accounts.ENOUGH, room=16)
+PLAN = Plan(Mixture("m", 1024, Span(4, 8), Span(4, LOST), 0.1), clients=4, requests=accounts.WARMED_UP, room=16)
 FULL = Record(0.0, 0.0, 0.01, "429", retry_after="1")
 
 

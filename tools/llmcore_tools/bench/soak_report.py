@@ -34,6 +34,7 @@ def report(
         "figures": _figures(found),
         "latencies_ms": times,
         "memory": [{"share": each.share, **vars(each.memory)} for each in found.samples],
+        "health": found.health,
         "said": list(found.said),
     }
     tables = [
