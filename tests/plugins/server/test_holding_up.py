@@ -44,7 +44,7 @@ def test_while_the_model_loads(load: Callable[[], LLM]) -> None:
         return load()
 
     with running(slowly, wait=False) as served, served.http() as http:
-        assert http.get("/health").json() == {"status": "loading"}
+        assert (http.get("/health").status_code, http.get("/health").json()) == (503, {"status": "loading"})
         answer = http.post("/v1/completions", json={**ENDLESS, "stream": False, "max_tokens": 1})
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
@@ -135,6 +135,7 @@ def test_an_engine_that_dies_is_told_by_the_health_check(
         assert answer.status_code == 500
         assert "no more" in answer.json()["error"]["message"]
         served.wait_for("failed")
+        assert http.get("/health").status_code == 503
         assert http.post("/v1/completions", json=ENDLESS).status_code == 503
 
 
