@@ -14,6 +14,7 @@ from helpers.tiny import TinyModel
 from llmcore.cli.main import main
 from llmcore.errors import ConfigError
 from llmcore_tools.bench import soak
+from llmcore_tools.load.child_server import ChildServer, ServerError
 from llmcore_tools.load.mixture import CHAT, EMBED, TEXT, TOKENIZE, Mixture
 from llmcore_tools.load.prompts import Span
 
@@ -56,6 +57,17 @@ def test_three_thousand_requests(tiny_model: MakeTiny, tmp_path: Path) -> None:
     assert [check for check in found["checks"] if not check["ok"]] == []
     assert code == 0 and len(found["checks"]) == 11, "preemptions are judged too"
     assert found["figures"]["preemptions"] > 0 and found["outcomes"]["hung up"] > 100
+
+
+def test_a_server_that_dies_is_told(tiny_model: MakeTiny) -> None:
+    settings = [f"model={tiny_model('llama3').path}", "server.model_name=tiny", "server.port=0", "threads=1"]
+    with ChildServer(settings) as server:
+        assert server.model() == ("tiny", 64) and server.metrics().idle
+        assert server.descriptors > 3 and server.memory.resident > server.memory.private > 0
+        server.close()
+        assert (server.descriptors, server.memory.resident, server.alive) == (0, 0, False)
+        with pytest.raises(ServerError, match="it says: .*tiny is ready"):
+            server.metrics()
 
 
 def test_what_is_asked() -> None:

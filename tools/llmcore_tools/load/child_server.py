@@ -114,8 +114,11 @@ class ChildServer:
                     pass  # it does not listen yet
             time.sleep(0.05)
         self._reader.join(1)
-        said = " / ".join(list(self.said)[-3:]) or "it says nothing"
-        raise ServerError(f"llmcore serve is not ready: {said}", remedy="try the same settings with llmcore serve")
+        remedy = "try the same settings with llmcore serve"
+        raise ServerError(f"llmcore serve is not ready: {self._last()}", remedy=remedy)
+
+    def _last(self) -> str:
+        return " / ".join(list(self.said)[-3:]) or "nothing"
 
     def _fetch(self, target: Target, path: str) -> tuple[int, str]:
         connection = HTTPConnection(target.host, target.port, timeout=ANSWER_S)
@@ -131,7 +134,7 @@ class ChildServer:
         try:
             status, text = self._fetch(self.target, "/metrics")
         except (OSError, HTTPException) as error:
-            raise ServerError(f"the server's metrics cannot be had: {error!r}", remedy="is it still there?") from error
+            raise ServerError(f"the server's metrics cannot be had: {error!r}; it says: {self._last()}") from error
         if status != 200:
             raise ServerError(f"the server's metrics: {status}", remedy="it must answer without a key")
         return Gauge.of(text)
