@@ -66,7 +66,7 @@ def test_a_server_that_dies_is_told(tiny_model: MakeTiny) -> None:
         assert server.descriptors > 3 and server.memory.resident > server.memory.private > 0
         server.close()
         assert (server.descriptors, server.memory.resident, server.alive) == (0, 0, False)
-        with pytest.raises(ServerError, match="it says: .*tiny is ready"):
+        with pytest.raises(ServerError, match=r"it says: .*tiny is ready"):
             server.metrics()
 
 
