@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.routing import Route
 
 from helpers.server import Running, running
@@ -21,6 +23,7 @@ from llmcore.config.schema import ServerConfig
 from llmcore.engine.load import EngineSettings
 from llmcore.llm import LLM
 from llmcore_server import app
+from llmcore_server.fields import CompletionFields
 from llmcore_server.network import HEADER_BYTES
 from llmcore_server.service import Limits
 from llmcore_tools.load.child_server import ChildServer
@@ -117,6 +120,22 @@ def test_the_longest_body_and_headers(served: Running) -> None:
     with served.http() as http:
         for size, expected in ((HEADER_BYTES - 1000, (200,)), (HEADER_BYTES, (400, 431))):
             assert http.get("/version", headers={"X": "y" * size}).status_code in expected
+
+
+def test_nothing_that_clients_say_stays_in_a_cache() -> None:
+    """Of two bodies with the same short text, each has its own: the JSON reader keeps none for the next one."""
+
+    async def said() -> str:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b'{"model": "tiny", "prompt": "a secret"}', "more_body": False}
+
+        request = Request({"type": "http", "headers": []}, receive)
+        prompt = (await app.body_of(request, CompletionFields, 1000)).prompt
+        assert isinstance(prompt, str)
+        return prompt
+
+    first, second = asyncio.run(said()), asyncio.run(said())
+    assert first == second and first is not second
 
 
 @pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
