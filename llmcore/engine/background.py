@@ -126,8 +126,8 @@ class Background:
                 return
         except Exception as raised:  # whatever a kernel raises: the others go on
             error = raised
-        self._jobs.popleft()
         job.close()
+        self._jobs.popleft()  # after its pages are back: who finds nothing unfinished finds all of them
         ended(error)
 
     def _collect(self) -> None:

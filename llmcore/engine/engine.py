@@ -77,7 +77,6 @@ class Engine:
         self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context, policy)
         self.constraints = ConstraintCompiler(tokenizer, runner.vocab)
         self.counters = Counters()
-        self.failed = 0
         self.live: dict[int, Live] = {}
         self._ids = count()
         self.lock = RLock()  # one step, or one change of what the next one holds, at a time
@@ -145,6 +144,7 @@ class Engine:
         with self.lock:
             if self.live.pop(request.id, None) is not None:
                 request.finish_reason = "abort"
+                self.counters.end("error" if request.error else "abort", request.generated_count)
                 self.scheduler.finish(request)
 
     @property
@@ -167,7 +167,8 @@ class Engine:
             done.generated,
             done.computed,
             done.steps,
-            self.failed,
+            dict(done.ended),
+            dict(done.ended_tokens),
         )
 
     def verify(self) -> None:
@@ -278,7 +279,7 @@ class Engine:
     def _end(self, request: Request, reason: FinishReason) -> None:
         """Lets go of a request whose last delta is there: who sees that it has ended finds all of them."""
         request.finish_reason = reason
-        self.failed += reason == "error"
+        self.counters.end(reason, request.generated_count)
         self.scheduler.finish(request, doubtful=reason == "error")
         self.live.pop(request.id, None)
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmcore.engine.request import FinishReason
 
 
 @dataclass
 class Counters:
-    """What the engine has done so far, in tokens: ``computed`` went through the model, some perhaps again."""
+    """What the engine has done so far.
+
+    Attributes:
+        computed: tokens that went through the model, some perhaps again.
+        generated: tokens of answers, ended or not.
+        ended: requests, by what ended them.
+        ended_tokens: tokens of their answers: with those of requests under way they add up to ``generated``.
+    """
 
     computed: int = 0
     generated: int = 0
     steps: int = 0
+    ended: dict[FinishReason, int] = field(default_factory=dict)
+    ended_tokens: dict[FinishReason, int] = field(default_factory=dict)
+
+    def end(self, reason: FinishReason, tokens: int) -> None:
+        """A request has ended with an answer of so many tokens."""
+        self.ended[reason] = self.ended.get(reason, 0) + 1
+        self.ended_tokens[reason] = self.ended_tokens.get(reason, 0) + tokens
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Stats:
         prefix_queried, prefix_hit: tokens of admitted prompts, and those of them that the prefix cache had.
         generated, computed: tokens; see :class:`Counters`.
         steps: that came to their end.
-        failed: requests that ended with ``error``.
+        ended, ended_tokens: requests and their answers' tokens, by what ended them; see :class:`Counters`.
     """
 
     running: int
@@ -38,4 +55,10 @@ class Stats:
     generated: int
     computed: int
     steps: int
-    failed: int
+    ended: Mapping[FinishReason, int]
+    ended_tokens: Mapping[FinishReason, int]
+
+    @property
+    def failed(self) -> int:
+        """Requests that ended with ``error``."""
+        return self.ended.get("error", 0)

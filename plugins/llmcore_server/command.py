@@ -77,12 +77,16 @@ def listen(config: ServerConfig) -> socket.socket:
     """The socket; raises :class:`ConfigError` where the address cannot be had."""
     try:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        return socket.create_server((config.host, config.port), family=family, backlog=1024)
+        listener = socket.create_server((config.host, config.port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot listen at server.host={config.host} server.port={config.port}: {error}",
             remedy="name another port; 0 takes a free one",
         ) from error
+    # Inherited by every connection: asyncio does so for sockets of its own, not for those of a listener that names no
+    # protocol. The end of an answer would wait, some 40 ms, for the client's delayed ACK of its beginning.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 async def _serve(job: Job, key: str, listener: socket.socket) -> int:

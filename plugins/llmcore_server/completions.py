@@ -179,20 +179,16 @@ async def _collected(call: Call, index: int) -> Completion:
 
 async def _timed(call: Call, index: int) -> AsyncIterator[Delta]:
     """The deltas of an answer, noted by its clock."""
-    clock, reason = call.clocks[index], "abort"
+    clock = call.clocks[index]
     try:
         async for delta in call.streams[index]:
             if delta.token_ids:
                 clock.token()
-            reason = delta.finish_reason or reason
             if delta.finish_reason == "abort":  # nobody who still reads has asked for it
                 raise GenerationError("the server is shutting down")
             yield delta
-    except Exception:
-        reason = "error"
-        raise
     finally:
-        clock.end(reason)
+        clock.end()
 
 
 async def _disconnected(http: Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from llmcore.errors import InternalError
+
 if TYPE_CHECKING:
+    from llmcore.async_llm import AsyncLLM
     from llmcore_server.service import Service
 
+LOG = logging.getLogger("llmcore.server")
 PREFIX = "llmcore:"
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 
@@ -32,20 +37,11 @@ class Metrics:
         self.first = histogram("time_to_first_token_seconds", "From a request to its first token.")
         self.between = histogram("inter_token_latency_seconds", "From a token to the next.")
         self.whole = histogram("e2e_request_latency_seconds", "From a request to its end.")
-        self._ended = Counter(
-            PREFIX + "request_success",
-            "Answers by what ended them.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
-        )
         self._refused = Counter(
             PREFIX + "requests_refused", "Refused, too many waiting.", ["model_name"], registry=self.registry
         )
+        self._mismatched = 0
         self.registry.register(self)
-
-    def ended(self, reason: str) -> None:
-        """An answer has ended."""
-        self._ended.labels(self._model, reason).inc()
 
     def refused(self) -> None:
         """A request came while too many were waiting."""
@@ -69,6 +65,12 @@ class Metrics:
                 "Share of the KV pages that are held, 0 to 1.",
                 1 - stats.pages_free / stats.pages_total,
             ),
+            "kv_pages": ("KV pages.", stats.pages_total),
+            "kv_pages_free": ("KV pages that nobody holds.", stats.pages_free),
+            "kv_pages_mismatched": (
+                "1 if pages and their holders did not agree when last looked at: while nothing was under way.",
+                self._looked_at(loaded),
+            ),
         }
         counters = {
             "generation_tokens": ("Tokens generated.", stats.generated),
@@ -84,6 +86,30 @@ class Metrics:
                 family = kind(PREFIX + name, text, labels=["model_name"])
                 family.add_metric([self._model], value)
                 yield family
+        by_reason = {
+            "request_success": ("Answers by what ended them.", stats.ended),
+            "answer_tokens": ("Tokens of answers that have ended, by what ended them.", stats.ended_tokens),
+        }
+        for name, (text, values) in by_reason.items():
+            family = CounterMetricFamily(PREFIX + name, text, labels=["model_name", "finished_reason"])
+            for reason, value in values.items():
+                family.add_metric([self._model, reason], value)
+            yield family
+
+    def _looked_at(self, loaded: AsyncLLM) -> int:
+        """Whether the books of the KV pages are wrong; looks only where that holds nobody up."""
+        engine = loaded.llm.engine
+        if not loaded.unfinished and engine.lock.acquire(blocking=False):
+            try:
+                if not loaded.unfinished:  # nor will there be, as long as the lock is ours
+                    engine.verify()
+                    self._mismatched = 0
+            except InternalError:
+                LOG.exception("the books of the KV pages are wrong")
+                self._mismatched = 1
+            finally:
+                engine.lock.release()
+        return self._mismatched
 
 
 class Clock:
@@ -103,7 +129,6 @@ class Clock:
             self._metrics.first.observe(now - self._started)
         self._last = now
 
-    def end(self, reason: str) -> None:
+    def end(self) -> None:
         """The answer has ended."""
         self._metrics.whole.observe(time.perf_counter() - self._started)
-        self._metrics.ended(reason)

@@ -151,7 +151,8 @@ def test_streams_of_several_threads(load):
 def test_counters(load):
     llm = load()
     llm.generate(PROMPTS[2], GREEDY)
-    assert llm.engine.counters == Counters(computed=len(PROMPTS[2]) + 11, generated=12, steps=12)
+    ended = {"ended": {"length": 1}, "ended_tokens": {"length": 12}}
+    assert llm.engine.counters == Counters(computed=len(PROMPTS[2]) + 11, generated=12, steps=12, **ended)
 
 
 def test_stats(load):
@@ -170,10 +171,15 @@ def test_stats(load):
         generated=12 + 4,
         computed=12 + 11 + 4 * 4,
         steps=12 + 1,
-        failed=0,
+        ended={"length": 1},
+        ended_tokens={"length": 12},
     )
+    queued[0].error = "somebody ends it so"
     for request in queued:
         llm.engine.abort(request)
+    stats = llm.engine.stats()
+    assert (stats.ended, stats.failed) == ({"length": 1, "abort": 4, "error": 1}, 1)
+    assert stats.ended_tokens == {"length": 12, "abort": 3, "error": 1} and stats.generated == 16
 
 
 @pytest.mark.parametrize("ids", [[10**9], [-1], [], [5.5], [True]])

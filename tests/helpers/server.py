@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 import httpx
 from openai import OpenAI
 
+from llmcore.config.schema import ServerConfig
 from llmcore.llm import LLM
 from llmcore_server.app import make_app
-from llmcore_server.command import make_server
+from llmcore_server.command import listen, make_server
 from llmcore_server.service import Limits, Service
 
 PATIENCE_S = 60
@@ -59,7 +59,7 @@ def running(
     open_model: Callable[[], LLM], limits: Limits | None = None, *, drain_s: float = 5.0, wait: bool = True
 ) -> Iterator[Running]:
     """The server of a model, stopped at the end."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen(ServerConfig(port=0))
     ready: list[Running] = []
     started = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,7 @@ def test_while_the_model_loads(load: Callable[[], LLM]) -> None:
         return load()
 
     with running(slowly, wait=False) as served, served.http() as http:
-        assert http.get("/health").json() == {"status": "loading"}
+        assert (http.get("/health").status_code, http.get("/health").json()) == (503, {"status": "loading"})
         answer = http.post("/v1/completions", json={**ENDLESS, "stream": False, "max_tokens": 1})
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) > 0
@@ -134,6 +135,7 @@ def test_an_engine_that_dies_is_told_by_the_health_check(
         assert answer.status_code == 500
         assert "no more" in answer.json()["error"]["message"]
         served.wait_for("failed")
+        assert http.get("/health").status_code == 503
         assert http.post("/v1/completions", json=ENDLESS).status_code == 503
 
 
@@ -170,6 +172,15 @@ def test_settings_of_answers_are_refused() -> None:
 def test_a_port_that_is_taken() -> None:
     with listen(ServerConfig(port=0)) as taken, pytest.raises(ConfigError, match="another port"):
         listen(ServerConfig(port=taken.getsockname()[1]))
+
+
+def test_no_piece_of_an_answer_waits_for_another_one_to_be_acknowledged() -> None:
+    with (
+        listen(ServerConfig(port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_told_to_stop_while_a_request_is_made_ready(load: Callable[[], LLM], monkeypatch: pytest.MonkeyPatch) -> None:

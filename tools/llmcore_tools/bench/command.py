@@ -14,6 +14,7 @@ SUITES = {
     "ops": "llmcore_tools.bench.ops:main",
     "against": "llmcore_tools.bench.against:main",
     "serve": "llmcore_tools.bench.serve:main",
+    "soak": "llmcore_tools.bench.soak:main",
     "batch": "llmcore_tools.bench.batch:main",
     "sampling": "llmcore_tools.bench.sampling:main",
     "make-model": "llmcore_tools.bench.make_model:main",

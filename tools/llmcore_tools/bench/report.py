@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from llmcore.config.arguments import JSON
+from llmcore.config.arguments import JSON, Flag
+from llmcore.errors import ConfigError
 from llmcore_tools.bench.machine import lines
 from llmcore_tools.bench.options import MARKDOWN
 
@@ -29,8 +31,7 @@ class Report:
     """What one run of a suite found.
 
     Attributes:
-        suite: ``model``, ``ops``, ``kernels``, ``against``, ``serve``, ``batch`` or
-            ``sampling``.
+        suite: ``model``, ``ops``, ``kernels``, ``against``, ``serve``, ``soak``, ``batch`` or ``sampling``.
         machine: what it ran on, by :func:`llmcore_tools.bench.machine.facts`.
         results: everything found, as plain data.
         tables: the same for people.
@@ -54,6 +55,24 @@ def as_json(report: Report) -> str:
     """One JSON object."""
     values = {"schema": SCHEMA, "suite": report.suite, "machine": report.machine, "results": report.results}
     return json.dumps(values, ensure_ascii=False, indent=2)
+
+
+def json_target(given: Mapping[str, str], flag: Flag) -> Path | None:
+    """The file that ``flag`` names; raises :class:`ConfigError` now rather than after minutes of measuring."""
+    if flag.name not in given:
+        return None
+    path = Path(given[flag.name]).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"{flag.name} {path}: no file can be there", remedy="name a file in a folder that exists")
+    return path
+
+
+def write_json(path: Path, report: Report) -> None:
+    """Writes a report's data; raises :class:`ConfigError` where that cannot be."""
+    try:
+        path.write_text(as_json(report) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", remedy="name another file") from error
 
 
 def as_text(report: Report) -> str:

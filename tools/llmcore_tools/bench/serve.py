@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from llmcore.config.arguments import Flag, extract, usage
 from llmcore.errors import ConfigError
 from llmcore_tools.bench import machine, options, plot, serve_plot, serve_report
 from llmcore_tools.bench.measure import Ratio, Series, in_turns
-from llmcore_tools.bench.report import Report, as_json, as_markdown, as_text
+from llmcore_tools.bench.report import as_markdown, as_text, json_target, write_json
 from llmcore_tools.load.metrics import Summary
 from llmcore_tools.load.plan import FLAGS, JSON_FILE, PLOT, Plan, plan
 from llmcore_tools.load.run import LoadError, Run, load, look
@@ -29,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"bench serve loads no model: {rest[0]!r} is none of its flags", remedy=USAGE)
     asked = plan(given)
     picture = plot.check_target(given[PLOT.name]) if PLOT.name in given else None
-    file = _json_target(given)
+    file = json_target(given, JSON_FILE)
     measured_on = machine.facts(None, None, None)
     if asked.against is None:
         run = measure(asked)
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         answered = True
     print(as_markdown(report) if options.MARKDOWN.name in given else as_text(report))
     if file is not None:
-        _write(file, report)
+        write_json(file, report)
     return 0 if answered else 1
 
 
@@ -92,22 +91,3 @@ def _outcomes(runs: Mapping[str, Sequence[Run]]) -> str:
 
 def _failed(summaries: Sequence[Summary]) -> str:
     return ", ".join(f"{s.completed} of {s.requests} answered {dict(s.errors) or ''}".strip() for s in summaries)
-
-
-def _json_target(given: Mapping[str, str]) -> Path | None:
-    """Where to write; raises :class:`ConfigError` now rather than after the load."""
-    if JSON_FILE.name not in given:
-        return None
-    path = Path(given[JSON_FILE.name]).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(
-            f"{JSON_FILE.name} {path}: no file can be there", remedy="name a file in a folder that exists"
-        )
-    return path
-
-
-def _write(path: Path, report: Report) -> None:
-    try:
-        path.write_text(as_json(report) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{JSON_FILE.name} {path}: {error.strerror}", remedy="name another file") from error

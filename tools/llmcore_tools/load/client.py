@@ -162,17 +162,24 @@ class Client:
 
     async def ask(self, ask: Ask, due: float | None = None) -> Record:
         """Sends one request and takes its answer; errors are in the record."""
+        return await self.send(self.api.path, self.api.body(ask), Answer(ask.hang_up_after), due)
+
+    async def send(
+        self, path: str, body: bytes, answer: Answer, due: float | None = None, hang_up_s: float | None = None
+    ) -> Record:
+        """As :meth:`ask`, for any request; ``hang_up_s``: seconds after which we break off, whatever has come."""
         sent = time.perf_counter()
-        request = self.target.request("POST", self.api.path, self.api.headers, self.api.body(ask))
-        answer = Answer(ask.hang_up_after)
+        request = self.target.request("POST", path, self.api.headers, body)
         retry_after = ""
         try:
-            async with asyncio.timeout(self.api.timeout):
+            async with asyncio.timeout(self.api.timeout if hang_up_s is None else hang_up_s):
                 response = await self._exchange(request, answer)
             outcome, detail = answer.outcome(response)
             retry_after = response.headers.get("retry-after", "")
         except TimeoutError:
             outcome, detail = "timeout", f"no whole answer after {self.api.timeout:g} s"
+            if hang_up_s is not None:
+                outcome, detail = HUNG_UP, ""
         except HttpError as error:
             outcome, detail = error.outcome, error.message
         except OSError as error:

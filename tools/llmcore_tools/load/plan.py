@@ -86,7 +86,7 @@ def plan(given: Mapping[str, str]) -> Plan:
     api = _api(given)
     dataset = _dataset(given, chat=api.chat)
     lines = len(dataset.lines) if isinstance(dataset, Lines) else 64
-    rate = _real(given, RATE, 1e-6, 1e6) if RATE.name in given else None
+    rate = real(given, RATE, 1e-6, 1e6) if RATE.name in given else None
     pace = Pace(options.count(given, CONCURRENCY, 8), rate)
     against = given.get(AGAINST.name)
     return Plan(
@@ -116,12 +116,12 @@ def _api(given: Mapping[str, str]) -> Api:
         stream=_choice(given, STREAM, ("on", "off")) == "on",
         ignore_eos=IGNORE_EOS.name in given,
         key=os.environ[variable] if variable is not None else "",
-        timeout=_real(given, TIMEOUT, 0.001, 1e6) if TIMEOUT.name in given else 600.0,
+        timeout=real(given, TIMEOUT, 0.001, 1e6) if TIMEOUT.name in given else 600.0,
     )
 
 
 def _dataset(given: Mapping[str, str], *, chat: bool) -> Dataset:
-    output = _span(given, OUTPUT, Span(16, 128))
+    output = span(given, OUTPUT, Span(16, 128))
     kind = _choice(given, DATASET, ("random", "file")) if DATASET.name in given or PROMPTS.name not in given else "file"
     if kind == "file":
         for flag in (WORDS, TOKENS, SHARED):
@@ -132,26 +132,26 @@ def _dataset(given: Mapping[str, str], *, chat: bool) -> Dataset:
         return read_lines(given[PROMPTS.name], output, chat=chat)
     if PROMPTS.name in given:
         raise ConfigError(f"{PROMPTS.name} is not of random prompts", remedy=f"leave it out, or {DATASET.name} random")
-    prompt = _span(given, TOKENS if TOKENS.name in given else WORDS, Span(32, 128))
+    prompt = span(given, TOKENS if TOKENS.name in given else WORDS, Span(32, 128))
     shared = options.count(given, SHARED, 0, least=0)
     return RandomWords(prompt, output, shared, seed=options.count(given, SEED, 0, least=0))
 
 
 def _slo(given: Mapping[str, str], *, stream: bool) -> Slo:
-    limits = [_real(given, flag, 0.0, 1e9) / 1e3 if flag.name in given else None for flag in (SLO_TTFT, SLO_TPOT)]
+    limits = [real(given, flag, 0.0, 1e9) / 1e3 if flag.name in given else None for flag in (SLO_TTFT, SLO_TPOT)]
     if limits != [None, None] and not stream:
         raise ConfigError("without a stream there is no first token to see", remedy="leave out the limits, or --stream")
     return Slo(*limits)
 
 
 def _hang_up(given: Mapping[str, str], *, stream: bool) -> float:
-    share = _real(given, DISCONNECT, 0.0, 1.0) if DISCONNECT.name in given else 0.0
+    share = real(given, DISCONNECT, 0.0, 1.0) if DISCONNECT.name in given else 0.0
     if share and not stream:
         raise ConfigError(f"{DISCONNECT.name} needs a stream to hang up on", remedy=f"leave out {STREAM.name} off")
     return share
 
 
-def _span(given: Mapping[str, str], flag: Flag, default: Span) -> Span:
+def span(given: Mapping[str, str], flag: Flag, default: Span) -> Span:
     """``A..B``, or one length."""
     if flag.name not in given:
         return default
@@ -164,7 +164,8 @@ def _span(given: Mapping[str, str], flag: Flag, default: Span) -> Span:
     return Span(int(ends[0]), int(ends[1]))
 
 
-def _real(given: Mapping[str, str], flag: Flag, low: float, high: float) -> float:
+def real(given: Mapping[str, str], flag: Flag, low: float, high: float) -> float:
+    """The number that ``flag`` was given; raises :class:`ConfigError`."""
     try:
         value = float(given[flag.name])
     except ValueError:
