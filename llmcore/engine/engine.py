@@ -196,7 +196,7 @@ class Engine:
             tokens, logits = self._compute(plan)
         except Exception as error:  # whatever a kernel raises
             for request, _, _ in plan:
-                self._fail(request, error)
+                self._fail(request, error, doubtful=True)
             return
         self.counters.steps += 1
         row = 0
@@ -217,7 +217,7 @@ class Engine:
                     elif new > 1:
                         self.scheduler.keep(request)
                 except Exception as error:  # in what is this request's own
-                    self._fail(request, error)
+                    self._fail(request, error, doubtful=tokens[row] < 0)
                 row += 1
             else:
                 request.computed += new
@@ -276,16 +276,16 @@ class Engine:
             return "error"
         return "stop" if rules.matcher.complete else None
 
-    def _end(self, request: Request, reason: FinishReason) -> None:
+    def _end(self, request: Request, reason: FinishReason, *, doubtful: bool = False) -> None:
         """Lets go of a request whose last delta is there: who sees that it has ended finds all of them."""
         request.finish_reason = reason
         self.failed += reason == "error"
-        self.scheduler.finish(request, doubtful=reason == "error")
+        self.scheduler.finish(request, doubtful=doubtful)
         self.live.pop(request.id, None)
 
-    def _fail(self, request: Request, error: Exception) -> None:
-        """Ends ``request`` with what went wrong; whatever its pages hold is shared with nobody."""
+    def _fail(self, request: Request, error: Exception, *, doubtful: bool) -> None:
+        """Ends ``request`` with what went wrong; what ``doubtful`` pages of it hold is shared with nobody."""
         request.error = error.message if isinstance(error, GenerationError) else f"{type(error).__name__}: {error}"
         request.cause = error
         request.deltas.append(Delta(request.id, "", finish_reason="error"))
-        self._end(request, "error")
+        self._end(request, "error", doubtful=doubtful)

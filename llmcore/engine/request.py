@@ -59,6 +59,8 @@ class Request:
         cached: tokens of the prompt whose pages were found in the prefix cache.
         digests: of the sequence's full pages, as far as somebody has asked for them.
         entered: how many of these pages are in the prefix cache, found there or put there.
+        unproven: tokens that it had when it was let in: until one follows, nobody has seen whether what it computes
+            are numbers.
         error: what went wrong, where the reason is ``error``.
         cause: the exception behind it, if there was one.
     """
@@ -80,6 +82,7 @@ class Request:
     cached: int = 0
     digests: list[bytes] = field(default_factory=list)
     entered: int = 0
+    unproven: int = 0
     error: str = ""
     cause: Exception | None = None
 

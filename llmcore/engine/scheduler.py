@@ -148,6 +148,7 @@ class Scheduler:
         self.pool.share(found)
         request.pages = [*found, *self.pool.allocate(self._pages_of(len(request.tokens)) - len(found))]
         request.entered = len(found)
+        request.unproven = len(request.tokens)
         request.computed = len(found) * self.page_size
         self._coming.update(request.digests[len(found) :])
         if not request.admitted and self.pool.prefixes is not None:
@@ -159,11 +160,13 @@ class Scheduler:
     def keep(self, request: Request) -> None:
         """Puts the pages that ``request`` has filled into the prefix cache; they must be computed, not just planned.
 
+        And proven: logits that are numbers have followed them, so all that they were made of are numbers. The pages
+        of a prompt wait for the first token, however many chunks it takes: a page that holds NaN is found by nobody.
         Called where a step computed several tokens, where a page more is needed, and at the end: a step of one token
         costs nothing.
         """
         prefixes, full = self.pool.prefixes, request.computed // self.page_size
-        if prefixes is None or full <= request.entered:
+        if prefixes is None or full <= request.entered or len(request.tokens) <= request.unproven:
             return
         prefixes.extend(request.digests, request.tokens, full)
         for i in range(request.entered, full):
