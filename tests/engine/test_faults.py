@@ -102,7 +102,7 @@ def test_nan_amid_a_prompt_is_found_by_nobody(llm, leaves):
 def test_what_is_ones_own_fault_takes_nothing_from_others(llm):
     """A request that its own rules end has computed good pages: everybody's beginning stays in the cache."""
     llm.generate(PROMPTS[2], GREEDY)
-    forbidden = {token: -100.0 for token in range(llm.spec.vocab_size)}
+    forbidden = dict.fromkeys(range(llm.spec.vocab_size), -100.0)
     rules = llm.engine.add(PROMPTS[2], dataclasses.replace(GREEDY, logit_bias=forbidden))
     rules.rules.bias[:] = -np.inf
     broken = llm.engine.add(PROMPTS[2], GREEDY)
