@@ -108,26 +108,23 @@ class AsyncLLM:
         """What ended the engine, if anything has: nothing is answered any more."""
         return self._background.failed
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True) -> AsyncStream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> AsyncStream:
         """Deltas of one answer as they come.
 
         Args:
-            continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
+            how: ``continues``, ``priority`` and ``salt``, as :meth:`llmcore.engine.engine.Engine.request` takes them.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served.
         """
-        request = self.llm.engine.request(self.llm.encode(prompt), params or SamplingParams(), continues=continues)
-        return self._submitted(request)
+        return self._submitted(self.llm.engine.request(self.llm.encode(prompt), params or SamplingParams(), **how))
 
-    async def begin(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
-    ) -> AsyncStream:
+    async def begin(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> AsyncStream:
         """As :meth:`stream`; what takes long, to encode a long text or to compile a constraint, holds nobody up."""
         ids, wanted = await self.encode(prompt), params or SamplingParams()
         if wanted.constraint is None:
-            return self.stream(ids, wanted, continues=continues)
-        request = await asyncio.to_thread(self.llm.engine.request, ids, wanted, continues=continues)
+            return self.stream(ids, wanted, **how)
+        request = await asyncio.to_thread(self.llm.engine.request, ids, wanted, **how)
         return self._submitted(request)
 
     def _submitted(self, request: Request) -> AsyncStream:
@@ -138,12 +135,10 @@ class AsyncLLM:
         self._background.submit(request)
         return stream
 
-    async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
-    ) -> Completion:
-        """A whole answer; raises what :meth:`stream` and its deltas raise."""
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> Completion:
+        """A whole answer; takes what :meth:`stream` takes, and raises what it and its deltas raise."""
         started = time.perf_counter()
-        stream = await self.begin(prompt, params, continues=continues)
+        stream = await self.begin(prompt, params, **how)
         collector = Collector(stream.request, started)
         try:
             async for delta in stream:

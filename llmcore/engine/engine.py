@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from numbers import Integral
 from threading import RLock
 from typing import Any
 
@@ -16,7 +15,7 @@ from llmcore.cache.pages import PagePool
 from llmcore.cache.prefix import PrefixIndex
 from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.policies import Policy
-from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, checked_ids
+from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, check_standing, checked_ids
 from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler, logprobs
 from llmcore.engine.sampling_params import SamplingParams
@@ -85,22 +84,27 @@ class Engine:
         self._ids = count()
         self.lock = RLock()  # one step, or one change of what the next one holds, at a time
 
-    def add(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
-    ) -> Request:
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, **how: Any) -> Request:
         """Queues a request; arguments and errors as for :meth:`request`."""
-        request = self.request(prompt_ids, params, continues=continues, priority=priority)
+        request = self.request(prompt_ids, params, **how)
         self.enqueue(request)
         return request
 
     def request(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        continues: bool = True,
+        priority: int = 0,
+        salt: str = "",
     ) -> Request:
         """A request that can be queued. Waits for no step that is under way, as :meth:`enqueue` does.
 
         Args:
             continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
-            priority: the smaller, the sooner, under a policy that looks at it.
+            priority: the smaller, the sooner; other than 0 under a policy that looks at it alone.
+            salt: keys and values are shared only with requests that have the same one.
 
         Raises:
             RequestError: an empty prompt, a token outside of the vocabulary, a prompt longer than the context, or a
@@ -110,8 +114,7 @@ class Engine:
             raise RequestError(
                 f"the parameters are a {type(params).__name__}", field="params", remedy="give SamplingParams(…)"
             )
-        if not isinstance(priority, Integral) or isinstance(priority, bool):
-            raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
+        check_standing(priority, salt, used=self.scheduler.policy.uses_priority)
         self.scheduler.check_length(len(prompt_ids))
         ids = checked_ids(prompt_ids, self.runner.vocab)
         for token in params.stop_token_ids:
@@ -119,7 +122,9 @@ class Engine:
                 raise RequestError(f"stop_token_ids has {token}, which is no token", field="stop_token_ids")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         rules = self._rules(params) if params.ruled else None  # a new constraint may take seconds: steps go on
-        return Request(next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority))
+        return Request(
+            next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority), salt=salt
+        )
 
     def enqueue(self, request: Request) -> None:
         """Queues what :meth:`request` has made."""

@@ -117,6 +117,7 @@ class Guarded:
     def __init__(self, policy: Policy) -> None:
         """Takes ``policy`` over."""
         self.inner = policy
+        self.uses_priority = bool(policy.uses_priority)  # whoever gives one need not know what has failed since
 
     def choose(self, waiting: Sequence[Request]) -> Request:
         """One of ``waiting``."""
@@ -165,11 +166,6 @@ class Guarded:
     def reserves(self) -> bool:
         """As the policy says."""
         return bool(self.inner.reserves)
-
-    @property
-    def uses_priority(self) -> bool:
-        """As the policy says."""
-        return bool(self.inner.uses_priority)
 
     def _replace(self, error: Exception) -> None:
         name = type(self.inner).__name__

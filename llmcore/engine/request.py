@@ -54,6 +54,7 @@ class Request:
         deltas: what came out and was not taken yet.
         rules: what favours or forbids tokens; None where nothing does.
         priority: the smaller, the sooner, where the policy looks at it.
+        salt: pages are shared only among requests with the same one.
         overtaken: how many requests that came later were let in before it.
         admitted: whether it was let in at least once; ``cached`` is known then.
         cached: tokens of the prompt whose pages were found in the prefix cache.
@@ -77,6 +78,7 @@ class Request:
     deltas: deque[Delta] = field(default_factory=deque)
     rules: LogitRules | None = None
     priority: int = 0
+    salt: str = ""
     overtaken: int = 0
     admitted: bool = False
     cached: int = 0
@@ -122,3 +124,21 @@ def checked_ids(token_ids: Sequence[int], vocab: int) -> tuple[int, ...]:
                 f"token {i} of the prompt is {token}, outside of the vocabulary of {vocab}", field="prompt"
             )
     return tuple(int(token) for token in token_ids)
+
+
+def check_standing(priority: int, salt: str, *, used: bool) -> None:
+    """Raises :class:`RequestError` for what no priority or salt can be, or a priority that nobody would look at.
+
+    Args:
+        used: whether somebody does.
+    """
+    if not isinstance(priority, Integral) or isinstance(priority, bool):
+        raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
+    if priority and not used:
+        raise RequestError(
+            f"priority is {priority}, but engine.policy does not look at it",
+            field="priority",
+            remedy="leave it out, or load the model with engine.policy=priority",
+        )
+    if not isinstance(salt, str):
+        raise RequestError(f"the salt is a {type(salt).__name__}", field="cache_salt", remedy="give a text")

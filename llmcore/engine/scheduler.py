@@ -120,7 +120,7 @@ class Scheduler:
         if prefixes is None:
             return []
         full = (len(request.tokens) - 1) // self.page_size
-        prefixes.extend(request.digests, request.tokens, full)
+        prefixes.extend(request.digests, request.tokens, full, request.salt)
         return prefixes.find(request.digests[:full])
 
     def _fits(self, request: Request, found: list[int]) -> bool:
@@ -169,7 +169,7 @@ class Scheduler:
         prefixes, full = self.pool.prefixes, request.computed // self.page_size
         if prefixes is None or full <= request.entered or len(request.tokens) <= request.unproven:
             return
-        prefixes.extend(request.digests, request.tokens, full)
+        prefixes.extend(request.digests, request.tokens, full, request.salt)
         for i in range(request.entered, full):
             prefixes.enter(request.digests[i], request.pages[i])
             self._coming.discard(request.digests[i])

@@ -266,7 +266,8 @@ class Batch:
             for ids in prompts
             for choice in range(fields.choices)
         ]
-        requests = [self._llm.engine.request(ids, own, continues=not chat) for ids, own in made]
+        how = {"continues": not chat, **fields.standing()}
+        requests = [self._llm.engine.request(ids, own, **how) for ids, own in made]
         for request in requests:  # all are good: none has to be taken back
             self._llm.engine.enqueue(request)
         task.requests, task.choices = requests, fields.choices

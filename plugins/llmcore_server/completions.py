@@ -129,7 +129,7 @@ async def _submitted(
             text = llm.llm.tokenizer.decode(ids) if echo else ""
             for choice in range(fields.choices):
                 own = params if params.seed is None else replace(params, seed=(params.seed + choice) % 2**63)
-                call.streams.append(await llm.begin(ids, own, continues=not is_chat))
+                call.streams.append(await llm.begin(ids, own, continues=not is_chat, **fields.standing()))
                 call.echoes.append(text)
                 call.clocks.append(Clock(service.metrics))
     except BaseException:

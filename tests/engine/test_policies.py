@@ -227,6 +227,8 @@ def test_priorities_go_through_the_engine(tiny_model):
     llm = LLM(str(tiny_model("llama3").path), engine=sizes, threads=1)
     with pytest.raises(RequestError, match="priority is 'high'"):
         llm.engine.add([1], SamplingParams(), priority="high")
+    with pytest.raises(RequestError, match="the salt is a bytes"):
+        llm.engine.add([1], SamplingParams(), salt=b"a")
     low, high = (llm.engine.add([1], SamplingParams(max_tokens=1, ignore_eos=True), priority=p) for p in (1, -1))
     llm.engine.step()
     assert (low.finish_reason, high.finish_reason) == (None, "length")

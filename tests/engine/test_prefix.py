@@ -160,3 +160,16 @@ def test_damage_is_named(load):
         llm.engine.verify()
     llm.engine.scheduler.pool.references[page] -= 1
     llm.engine.abort(request)
+
+
+def test_a_salt_parts_tenants(load):
+    llm = load()
+
+    def asked(salt):
+        request = llm.engine.add(BEGINNING, GREEDY, salt=salt)
+        while not request.finish_reason:
+            llm.engine.step()
+        return request.cached, request.generated
+
+    assert [asked(salt)[0] for salt in ("", "", "a", "b", "a", "")] == [0, 8, 0, 0, 8, 8]
+    assert asked("c")[1] == asked("a")[1]

@@ -62,6 +62,8 @@ BOTH: list[tuple[str, list[Any]]] = [
         [{"type": "grammar", "grammar": "start:"}],
     ),
     ("user", [5, {}]),
+    ("priority", [1, -1, "0", 1.0, True, 2**31 + 1]),  # the engine's policy looks at none
+    ("cache_salt", ["", 5, ["a"], "a" * 1025, "\ud800"]),
     ("best_of", [2]),
     ("suffix", ["x"]),
     ("no_such_field", [None, 1]),
