@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -148,6 +149,12 @@ class Sampling(Fields):
     def choices(self) -> int:
         """How many answers are wanted."""
         return self.n or 1
+
+    def drawn(self, params: SamplingParams) -> list[SamplingParams]:
+        """The parameters of each answer to a prompt: a seed is the first one's, and each that follows has the next."""
+        if params.seed is None:
+            return [params] * self.choices
+        return [replace(params, seed=(params.seed + choice) % (SEEDS + 1)) for choice in range(self.choices)]
 
 
 class TextPart(Fields):

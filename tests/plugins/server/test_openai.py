@@ -125,6 +125,22 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert all(len(top) == 2 for top in found.top_logprobs)
 
 
+def test_where_tokens_begin(client: openai.OpenAI) -> None:
+    """In a stream as in a whole answer, whatever is held back; a token that is a part of a character counts none."""
+    asked = {"model": "tiny", "prompt": "naïve 🙂🙂 and 🤖🤖", "temperature": 0, "echo": False}
+    for more in (
+        {"max_tokens": 6, "logprobs": 0, "stop": ["🙂🤖 never"]},
+        {"max_tokens": 24, "logprobs": 1, "stop": ["and 🤖🤖 and 🤖🤖 never", " never"]},
+    ):
+        whole = client.completions.create(**asked, **more).choices[0]
+        chunks = list(client.completions.create(**asked, **more, stream=True))
+        streamed = [at for chunk in chunks if chunk.choices[0].logprobs for at in chunk.choices[0].logprobs.text_offset]
+        assert streamed == whole.logprobs.text_offset
+        for at, token in zip(streamed, whole.logprobs.tokens, strict=True):
+            assert "\ufffd" in token or whole.text.startswith(token, at)
+        assert "\ufffd" in "".join(whole.logprobs.tokens), "the case is one of incomplete characters"
+
+
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list()
     assert client.models.retrieve("tiny").id == model.id == "tiny"
