@@ -105,6 +105,10 @@ class RequestError(LlmcoreError):
         self.field = field
 
 
+class BusyError(LlmcoreError):
+    """There is no room for a request now; later there may be."""
+
+
 class GenerationError(LlmcoreError):
     """A request that was well formed failed while it ran: a kernel raised, or the model computed NaN."""
 
