@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -73,6 +74,25 @@ def api_key(config: ServerConfig) -> str:
     return key
 
 
+def limits(config: ServerConfig, key: str) -> Any:
+    """What the server takes on; raises :class:`ConfigError` where one bound leaves no room for another."""
+    from llmcore_server.service import Limits
+
+    if config.max_bodies_mb < config.max_body_mb:
+        raise ConfigError(
+            f"server.max_bodies_mb={config.max_bodies_mb} has no room for server.max_body_mb={config.max_body_mb}",
+            remedy="all bodies together may be no smaller than one",
+        )
+    return Limits(
+        config.max_waiting,
+        config.max_body_mb << 20,
+        key,
+        config.max_bodies_mb << 20,
+        config.max_connections,
+        config.read_timeout_s,
+    )
+
+
 def listen(config: ServerConfig) -> socket.socket:
     """The socket; raises :class:`ConfigError` where the address cannot be had."""
     try:
@@ -87,11 +107,11 @@ def listen(config: ServerConfig) -> socket.socket:
 
 async def _serve(job: Job, key: str, listener: socket.socket) -> int:
     from llmcore_server.app import make_app
-    from llmcore_server.service import Limits, Service
+    from llmcore_server.service import Service
 
     config = job.config.server
     name = config.model_name or name_of(job.config.model.ref)
-    service = Service(name, Limits(config.max_waiting, config.max_body_mb << 20, key))
+    service = Service(name, limits(config, key))
     server = make_server(service, make_app(service), config.drain_s)
     host, port = listener.getsockname()[:2]
     print(f"http://{f'[{host}]' if ':' in host else host}:{port} loads {name} …", file=sys.stderr, flush=True)
@@ -110,6 +130,8 @@ async def _serve(job: Job, key: str, listener: socket.socket) -> int:
 def make_server(service: Any, app: Any, drain_s: float) -> Any:
     """A uvicorn server that answers what is under way before it stops."""
     import uvicorn
+
+    from llmcore_server.connections import Connection
 
     class Server(uvicorn.Server):
         """The first signal lets answers come to their end, the second does not."""
@@ -133,7 +155,7 @@ def make_server(service: Any, app: Any, drain_s: float) -> Any:
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=partial(Connection, service.limits),  # type: ignore[arg-type]  # it is only ever called
         ws="none",
         log_level="warning",
         access_log=False,

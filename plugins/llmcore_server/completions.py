@@ -21,6 +21,7 @@ from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import GenerationError, RequestError
 from llmcore_server.answers import Places, Usage, Writer
+from llmcore_server.connections import EVENTS
 from llmcore_server.fields import ChatFields, CompletionFields
 from llmcore_server.metrics import Clock
 from llmcore_server.refusals import Refusal, refused
@@ -104,6 +105,7 @@ async def _answer(
         call = await _submitted(service, llm, fields, params, found)
         call.scanner = scanner
     if fields.stream:
+        http.scope.setdefault("state", {})[EVENTS] = True
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
         return StreamingResponse(
             _events(call, wants_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
