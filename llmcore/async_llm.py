@@ -72,7 +72,7 @@ class AsyncStream(AsyncIterator[Delta]):
         if self._ended:
             self._wake()
         if delta.finish_reason == "error":
-            raise GenerationError(self.request.error or "the request has failed")
+            raise self.request.failure
         return delta
 
     def close(self) -> None:

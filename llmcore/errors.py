@@ -113,6 +113,10 @@ class GenerationError(LlmcoreError):
     """A request that was well formed failed while it ran: a kernel raised, or the model computed NaN."""
 
 
+class UnanswerableError(GenerationError):
+    """A request's own rules leave no answer: to ask again would not help."""
+
+
 class InternalError(AssertionError):
     """A broken invariant of ours that a check has found: a bug, not input."""
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import RequestError
+from llmcore.errors import GenerationError, RequestError, UnanswerableError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -101,6 +101,12 @@ class Request:
     def generated_count(self) -> int:
         """How many tokens follow the prompt."""
         return len(self.tokens) - len(self.prompt_ids)
+
+    @property
+    def failure(self) -> GenerationError:
+        """What a caller is told of a request that ended with ``error``."""
+        kind = UnanswerableError if self.rules is not None and self.rules.failed else GenerationError
+        return kind(self.error or "the request has failed")
 
     @property
     def generated(self) -> list[int]:

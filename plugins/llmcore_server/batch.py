@@ -24,7 +24,7 @@ from llmcore.config.command import Command, Job
 from llmcore.config.models import name_of
 from llmcore.engine.request import Request
 from llmcore.engine.results import Collector
-from llmcore.errors import ConfigError, GenerationError, LlmcoreError, RequestError
+from llmcore.errors import ConfigError, LlmcoreError, RequestError
 from llmcore_server.answers import Usage, Writer
 from llmcore_server.command import check_unused
 from llmcore_server.fields import ChatFields, CompletionFields
@@ -279,7 +279,7 @@ class Batch:
     def _end(self, task: Task) -> None:
         failed = next((request for request in task.requests if request.finish_reason == "error"), None)
         if failed is not None:
-            refusal = refused(GenerationError(failed.error or "the request has failed"))
+            refusal = refused(failed.failure)
             self._write(task.entry, refusal.status, refusal.body)
             return
         answers = [collector.completion() for collector in task.collectors]

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from llmcore.errors import BusyError, ChatTemplateError, GenerationError, LlmcoreError, RequestError
+from llmcore.errors import BusyError, ChatTemplateError, GenerationError, LlmcoreError, RequestError, UnanswerableError
 
 BUSY_S = 5  # until another try has a chance, in seconds
 
@@ -51,6 +51,8 @@ def refused(error: Exception) -> Refusal:
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
+    if isinstance(error, UnanswerableError):  # before what it is a kind of: clients ask again after a 500
+        return Refusal(400, _said(error), code="unanswerable")
     if isinstance(error, GenerationError):
         return Refusal(500, str(error), code="generation_failed")
     if isinstance(error, RequestError):

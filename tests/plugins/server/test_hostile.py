@@ -15,6 +15,7 @@ from helpers.server import Running, running
 from helpers.tiny import TinyModel
 from llmcore.engine.load import EngineSettings
 from llmcore.llm import LLM
+from llmcore.text.constraint import Matcher
 
 pytest.importorskip("llguidance", reason="answers of a given form need llguidance")
 
@@ -90,6 +91,35 @@ def test_all_at_once(served: Running, expected: str) -> None:
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(429) > 20 and statuses.count(400) > 5
     assert answered(served) == expected
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_rules_that_leave_no_answer(served: Running, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's doing, not ours: no 5xx, after which clients ask again."""
+    body = {**GOOD, "stream": stream, "response_format": {"type": "regex", "regex": "[a-c]{20}"}}
+    monkeypatch.setattr(Matcher, "_look", broken(Matcher._look))
+    with served.http() as http:
+        answer = http.post("/v1/completions", json={**body, "max_tokens": 8})
+    if stream:
+        said = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    else:
+        assert answer.status_code == 400
+        said = answer.json()
+    assert (said["error"]["type"], said["error"]["code"]) == ("invalid_request_error", "unanswerable")
+    assert "too much" in said["error"]["message"]
+
+
+def broken(look: Callable[[Matcher], None]) -> Callable[[Matcher], None]:
+    """Gives up when it looks for the second time at an answer that has begun."""
+
+    def looks(matcher: Matcher) -> None:
+        look(matcher)
+        matcher.looks = getattr(matcher, "looks", 0) + 1
+        if matcher.looks > 2:
+            matcher.error = "too much"
+            matcher.allowed[:] = False
+
+    return looks
 
 
 @pytest.mark.slow
