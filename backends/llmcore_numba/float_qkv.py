@@ -22,11 +22,11 @@ def _strip_bytes(inner):
 
 
 @inlined
-def _strips_per_chunk(tokens, strips, nbytes):
+def _strips_per_chunk(tokens, strips, nbytes, _threads):
     return blocks_per_chunk(tokens, strips * STRIP, nbytes // STRIP) // STRIP
 
 
-def _multiply(tokens, begin, end, at, weight, bias, y, inner, outer, _threads, out):
+def _multiply(tokens, begin, end, at, weight, bias, y, inner, outer, _following, out):
     multiply_strip(KIND, tokens, begin, end, at // ROWS, weight, bias, 0, y, inner, outer, out)
 
 

@@ -21,6 +21,7 @@ from llmcore.native.abi import (
 from llmcore.native.machine import machine
 from llmcore.native.vector import load, store, zeros
 from llmcore_numba.best import best_of_chunks, clear, note_best
+from llmcore_numba.chunks import EACH, claims_early, cut_up, next_strip, strips_before
 from llmcore_numba.elementwise import gated
 from llmcore_numba.inputs import kernels_of
 from llmcore_numba.integer import integer_tile, outlier_tile
@@ -42,7 +43,7 @@ Measured: Zen 3 reads a quarter faster with it. Zen 4, for which AVX512 has to s
 """
 TOKEN_CHUNK = 128
 STRIP = 2 * ROWS
-SHORTEST, LONGEST, CHUNKS = 1 << 14, 1 << 16, 6  # few tokens: bytes of weights in a chunk, and how many there should be
+SHORTEST, LONGEST = 1 << 14, 1 << 16  # bytes of weights in a chunk, where there are few tokens
 
 PACKING = PACKINGS["Q8_0"]  # each kernel has its own, with its tiles
 NBYTES = PACKING.nbytes
@@ -117,40 +118,33 @@ strip = inlined(_strip)
 
 
 @inlined
-def strips_per_chunk(tokens, strips, strip_bytes):
+def strips_per_chunk(tokens, strips, strip_bytes, threads):
     """Strips in a chunk.
 
     With few tokens memory takes the time, and it is read fastest in long runs; but each thread should have some.
     """
-    if tokens > TOKENS:
-        return 1
-    return max(1, min(LONGEST, max(SHORTEST, strips * strip_bytes // CHUNKS)) // strip_bytes)
+    wanted = min(LONGEST, max(SHORTEST, strips * strip_bytes // (EACH * threads)))
+    return max(1, wanted * TOKENS // max(TOKENS, tokens) // strip_bytes)
 
 
 @inlined
-def step_of(tokens, threads):
-    """How many strips further on a thread's next one probably is."""
-    return threads if tokens > TOKENS else 1
+def token_chunks(tokens):
+    """In how many parts tokens are multiplied with a strip."""
+    return (tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK
 
 
 @inlined
-def chunks_of(tokens, strips, some):
-    """How many chunks there are of ``some`` strips each."""
-    return (strips + some - 1) // some * ((tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK)
-
-
-@inlined
-def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, step, out):
+def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, following, out):
     """Rows ``at`` … of ``y = residual + x @ weight.T + bias``, up to 32, for tokens ``begin`` … ``end`` - 1.
 
-    The strip ``step`` further on is asked for.
+    The strip at the address ``following`` is asked for, if that is not 0.
     """
     row_bytes = inner // COLUMNS * nbytes
     lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
-    to_next = row_bytes if upper > 0 else 0
+    here, to_next = weight + at // ROWS * row_bytes, row_bytes if upper > 0 else 0
     for token in range(begin, end, TOKENS):
-        ahead = 2 * step * row_bytes if token == begin else 0
-        strip(weight + at // ROWS * row_bytes, to_next, inner // COLUMNS, tokens, token, end, ahead, out)
+        ahead = following - here if following and token == begin else 0
+        strip(here, to_next, inner // COLUMNS, tokens, token, end, ahead, out)
         for i in range(min(TOKENS, end - token)):
             place = ((token + i) * outer + at) * 4
             finish(out + i * 128, bias, residual, y, place, at, lower)
@@ -161,17 +155,23 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
 @inlined
 def multiply(strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized tokens; ``bias`` and ``residual`` may be 0."""
-    out, strips = scratch(operands, thread), (outer + STRIP - 1) // STRIP
-    some, step = strips_per_chunk(rows, strips, 2 * (inner // COLUMNS) * nbytes), step_of(rows, threads)
-    across = (strips + some - 1) // some
-    chunks, chunk = chunks_of(rows, strips, some), claim(operands)
+    out, strips, strip_bytes = scratch(operands, thread), (outer + STRIP - 1) // STRIP, 2 * (inner // COLUMNS) * nbytes
+    cut = cut_up(strips, strips_per_chunk(rows, strips, strip_bytes, threads), threads)
+    across = cut[2]
+    chunks, chunk = across * token_chunks(rows), claim(operands)
+    early = claims_early(chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
-        first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
+        following = claim(operands) if early else chunks
+        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
+        begin = chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
-        for at in range(first * STRIP, min((first + some) * STRIP, outer), STRIP):
-            multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, step, out)
-        chunk = claim(operands)
+        for index in range(first, last):
+            then = next_strip(cut, index, last, following, chunks)
+            then = weight + then * strip_bytes if then >= 0 else 0
+            at = index * STRIP
+            multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, then, out)
+        chunk = following if early else claim(operands)
 
 
 def _linear(operands, thread, threads):
@@ -192,50 +192,58 @@ def _gate_up_swiglu(operands, thread, threads):
     y, out = tensor(operands, Y), scratch(operands, thread)
     gate, to_up, groups = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE), inner // COLUMNS
     row_bytes, strips = groups * NBYTES, (outer + ROWS - 1) // ROWS
-    some = strips_per_chunk(rows, strips, 2 * row_bytes)
-    across = (strips + some - 1) // some
-    chunks, chunk = chunks_of(rows, strips, some), claim(operands)
+    cut = cut_up(strips, strips_per_chunk(rows, strips, 2 * row_bytes, threads), threads)
+    across = cut[2]
+    chunks, chunk = across * token_chunks(rows), claim(operands)
+    early = claims_early(chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
-        first, begin = chunk % across * some, chunk // across * TOKEN_CHUNK
+        following = claim(operands) if early else chunks
+        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
+        begin = chunk // across * TOKEN_CHUNK
         end = min(begin + TOKEN_CHUNK, rows)
-        for block in range(first, min(first + some, strips)):
-            count = min(ROWS, outer - block * ROWS)
+        for block in range(first, last):
+            count, then = min(ROWS, outer - block * ROWS), next_strip(cut, block, last, following, chunks)
             for token in range(begin, end, TOKENS):
-                ahead = step_of(rows, threads) * row_bytes if token == begin else 0
+                ahead = (then - block) * row_bytes if then >= 0 and token == begin else 0
                 strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ahead, out)
                 for i in range(min(TOKENS, end - token)):
                     place = y + ((token + i) * outer + block * ROWS) * 4
                     store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
-        chunk = claim(operands)
+        chunk = following if early else claim(operands)
 
 
-def _classifier_argmax(operands, thread, _threads):
+def _classifier_argmax(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     weight, out = tensor(operands, WEIGHT), scratch(operands, thread)
     groups = inner // COLUMNS
     row_bytes, strips = groups * NBYTES, (outer + STRIP - 1) // STRIP
     slots = scratch(operands, 0) + SHARED
     most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))  # so many that the slots fit
-    some = max(strips_per_chunk(1, strips, 2 * row_bytes), (strips + most_chunks - 1) // most_chunks)
-    chunks = (strips + some - 1) // some if rows else 0
-    chunk = claim(operands)
+    some = max(strips_per_chunk(1, strips, 2 * row_bytes, threads), (strips + most_chunks - 1) // most_chunks)
+    cut = cut_up(strips, some, threads)
+    if cut[2] > most_chunks:
+        cut = cut_up(strips, some, 0)
+    chunks = cut[2] if rows else 0
+    chunk, early = claim(operands), claims_early(chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < chunks else 0
     while chunk < chunks:
-        mine = slots + chunk * rows * 8
+        following = claim(operands) if early else chunks
+        mine, first, last = slots + chunk * rows * 8, strips_before(cut, chunk), strips_before(cut, chunk + 1)
         for token in range(rows):
-            clear(mine + token * 8, chunk * some * STRIP)
-        for at in range(chunk * some * STRIP, min((chunk + 1) * some * STRIP, outer), STRIP):
+            clear(mine + token * 8, first * STRIP)
+        for index in range(first, last):
+            at, then = index * STRIP, next_strip(cut, index, last, following, chunks)
             lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
             to_next = row_bytes if upper > 0 else 0
             for token in range(0, rows, TOKENS):
-                ahead = 0 if token else 2 * row_bytes
+                ahead = (then - index) * 2 * row_bytes if then >= 0 and token == 0 else 0
                 strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ahead, out)
                 for i in range(min(TOKENS, rows - token)):
                     note_best(out + i * 128, at, lower + max(0, upper), mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
-        chunk = claim(operands)
+        chunk = following if early else claim(operands)
 
 
 linear = kernels_of("linear", _linear, parts_for)

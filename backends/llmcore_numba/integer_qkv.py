@@ -9,7 +9,6 @@ from llmcore_numba.integer_linear import (
     TOKEN_CHUNK,
     multiply_strip,
     parts_for,
-    step_of,
     strip,
     strips_per_chunk,
 )
@@ -21,9 +20,8 @@ def _strip_bytes(inner):
     return 2 * (inner // COLUMNS) * NBYTES
 
 
-def _multiply(tokens, begin, end, at, weight, bias, y, inner, outer, threads, out):
-    step = step_of(end, threads)
-    multiply_strip(strip, NBYTES, tokens, begin, end, at, weight, bias, 0, y, inner, outer, step, out)
+def _multiply(tokens, begin, end, at, weight, bias, y, inner, outer, following, out):
+    multiply_strip(strip, NBYTES, tokens, begin, end, at, weight, bias, 0, y, inner, outer, following, out)
 
 
 def _multiplier(op: str, name: str, *, alone: bool) -> Multiplier:

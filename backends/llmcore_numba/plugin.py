@@ -18,10 +18,12 @@ PLAIN = {
     "add_rms_norm": "fused",
     "argmax": "sampling",
     "softmax": "sampling",
-    "top_k": "sampling",
-    "top_p": "sampling",
-    "min_p": "sampling",
+    "top_k": "filters",
+    "top_p": "filters",
+    "min_p": "filters",
     "sample": "sampling",
+    "exp_sum": "sampling",
+    "largest": "largest",
 }
 """Ops without a weight of any format → the file that has them."""
 
@@ -51,6 +53,7 @@ LIMITS = {
     "gate_up_swiglu": ("row_fits",),
     "classifier_argmax": ("few_enough_tokens", "row_fits"),
     "attention": ("head_fits",),
+    "largest": ("list_fits",),
 }
 """What nodes must fit where weights are unpacked, in scratch.py."""
 

@@ -24,6 +24,7 @@ from llmcore.native.abi import (
     specialised,
     tensor,
 )
+from llmcore_numba.chunks import claims_early, cut_up, next_strip, strips_before
 from llmcore_numba.family import Family
 from llmcore_numba.kv_pages import PerKVType
 from llmcore_numba.kv_write import tokens_per_chunk, write_head, write_token
@@ -43,9 +44,10 @@ class Multiplier(NamedTuple):
         rows: of a strip.
         tokens: that share a strip while it is in the cache.
         strip_bytes: ``f(inner)``.
-        strips_per_chunk: ``f(tokens, strips, strip_bytes)``.
-        multiply: ``f(tokens, begin, end, at, weight, bias, y, inner, outer, threads, out)``: rows from ``at`` on, up to
-            ``outer``, for tokens ``begin`` … ``end`` - 1; ``out`` is scratch memory.
+        strips_per_chunk: ``f(tokens, strips, strip_bytes, threads)``.
+        multiply: ``f(tokens, begin, end, at, weight, bias, y, inner, outer, following, out)``: rows from ``at`` on, up
+            to ``outer``, for tokens ``begin`` … ``end`` - 1; ``following`` is the address of the strip that this thread
+            comes to next, or 0, ``out`` scratch memory.
         tokens_of: ``f(operands, thread)``: the address of the prepared tokens.
     """
 
@@ -66,22 +68,30 @@ def _project(operands, thread, threads):
     first_k = (wide + height - 1) // height
     first_v = first_k + (narrow + height - 1) // height
     strips = 2 * first_v - first_k
-    some = BY.strips_per_chunk(rows, strips, BY.strip_bytes(inner))
-    across = (strips + some - 1) // some
+    cut = cut_up(strips, BY.strips_per_chunk(rows, strips, BY.strip_bytes(inner), threads), threads)
+    across = cut[2]
     chunks = across * ((rows + BY.tokens - 1) // BY.tokens)
-    tokens, chunk = BY.tokens_of(operands, thread), claim(operands)
+    tokens, chunk, early = BY.tokens_of(operands, thread), claim(operands), claims_early(chunks, threads)
     while chunk < chunks:
-        first, begin = chunk % across * some, chunk // across * BY.tokens
-        for index in range(first, min(first + some, strips)):
+        following = claim(operands) if early else chunks
+        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
+        begin = chunk // across * BY.tokens
+        for index in range(first, last):
             weight, bias, y, outer, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, Q), wide, index
             if index >= first_v:
                 weight, bias, y, outer = tensor(operands, WV), tensor(operands, BV), keys + rows * narrow * 4, narrow
                 at = index - first_v
             elif index >= first_k:
                 weight, bias, y, outer, at = tensor(operands, WK), tensor(operands, BK), keys, narrow, index - first_k
-            end = min(begin + BY.tokens, rows)
-            BY.multiply(tokens, begin, end, at * height, weight, bias, y, inner, outer, threads, out)
-        chunk = claim(operands)
+            then, end = next_strip(cut, index, last, following, chunks), min(begin + BY.tokens, rows)
+            if then >= first_v:
+                then = tensor(operands, WV) + (then - first_v) * BY.strip_bytes(inner)
+            elif then >= first_k:
+                then = tensor(operands, WK) + (then - first_k) * BY.strip_bytes(inner)
+            else:
+                then = tensor(operands, WQ) + then * BY.strip_bytes(inner) if then >= 0 else 0
+            BY.multiply(tokens, begin, end, at * height, weight, bias, y, inner, outer, then, out)
+        chunk = following if early else claim(operands)
 
 
 @inlined
@@ -115,7 +125,7 @@ def _turn_and_write(operands, thread, _threads):
         first = claim(operands) * chunk
 
 
-def _alone(operands, thread, threads):
+def _alone(operands, thread, _threads):
     inner, pairs, head_dim = dim(operands, K), dim(operands, F), i64_attr(operands, HEAD_DIM)
     q_heads, kv_heads = dim(operands, D) // head_dim, dim(operands, G) // head_dim
     page_size, interleaved = i64_attr(operands, PAGE_SIZE), i64_attr(operands, INTERLEAVED)
@@ -134,7 +144,7 @@ def _alone(operands, thread, threads):
             head, y = chunk - first_k, keys
         end = (head + 1) * head_dim
         for row in range(head * head_dim, end, BY.rows):
-            BY.multiply(tokens, 0, 1, row, weight, bias, y, inner, end, threads, out)
+            BY.multiply(tokens, 0, 1, row, weight, bias, y, inner, end, 0, out)
         x = y + head * head_dim * 4
         if chunk < first_v:
             angle = load_i32(tensor(operands, POSITIONS)) * pairs * 4

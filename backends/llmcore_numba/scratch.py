@@ -28,6 +28,7 @@ LONGEST_ALONE = (SHARED - OWN_TOKEN - 4096) // 8 & ~31  # float32, codes, and a 
 ROWS = 48  # query rows of a chunk of attention
 PART_BLOCKS = 16  # of 16 positions that attention sums by themselves
 RECORD_HEAD = 128  # bytes before the values of a record
+LONGEST_LIST = 256  # of the largest values of a row: it is kept in order by moving what is smaller
 WIDEST_HEAD = 1024  # attention keeps 48 queries and twice as many records
 
 
@@ -83,6 +84,12 @@ def head_fits(node: NodeView) -> str | None:
     """Why ``attention`` cannot run ``node``, or None."""
     size = node.attrs["head_dim"]
     return f"heads of {size} elements, at most {WIDEST_HEAD}" if size > WIDEST_HEAD else None
+
+
+def list_fits(node: NodeView) -> str | None:
+    """Why ``largest`` cannot keep its list in order fast enough, or None."""
+    length = node.attrs["n"]
+    return f"the {length} largest, at most {LONGEST_LIST}" if length > LONGEST_LIST else None
 
 
 class Every:

@@ -37,6 +37,7 @@ KERNELS = (
     _kernel("attention", "attention", cached=True),
     *(_kernel(op, "elementwise") for op in ("add", "swiglu", "gather")),
     *(_kernel(op, "sampling") for op in ("argmax", "softmax", "top_k", "top_p", "min_p", "sample")),
+    *(_kernel(op, "sampling") for op in ("exp_sum", "largest")),
 )
 
 

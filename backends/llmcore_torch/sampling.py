@@ -70,3 +70,17 @@ def sample(probs: torch.Tensor, u: torch.Tensor, ids: torch.Tensor) -> None:
     target = u.double()[:, None] * total[:, -1:]
     first = torch.searchsorted(total, target, right=True)[:, 0]
     ids.copy_(torch.where(first < probs.shape[1], first, 0))
+
+
+def exp_sum(logits: torch.Tensor, high: torch.Tensor, total: torch.Tensor) -> None:
+    """Each row's largest logit, and the sum of the exponentials of all below it."""
+    known = logits.nan_to_num(nan=-INFINITY, posinf=FINITE.max, neginf=-INFINITY)
+    high.copy_(known.amax(-1).clamp_(min=FINITE.min))
+    known -= high[:, None]
+    torch.sum(known.exp_(), -1, out=total)
+
+
+def largest(logits: torch.Tensor, ids: torch.Tensor, *, n: int) -> None:
+    """The ``n`` largest; a stable sort, as ``topk`` leaves the order of equals open."""
+    known = torch.where(logits.isnan(), -INFINITY, logits)
+    ids.copy_(known.sort(dim=-1, descending=True, stable=True).indices[:, :n])

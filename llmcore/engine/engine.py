@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from threading import RLock
-from typing import Any
-
-import numpy as np
 
 from llmcore.cache.pages import PagePool
 from llmcore.cache.prefix import PrefixIndex
 from llmcore.engine.logit_rules import LogitRules
+from llmcore.engine.logprobs import LogprobReader, Reading
 from llmcore.engine.policies import Policy
 from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, check_standing, checked_ids
 from llmcore.engine.runner import Runner, Work
-from llmcore.engine.sampler import Sampler, logprobs
+from llmcore.engine.sampler import Sampler
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.scheduler import Scheduled, Scheduler
 from llmcore.engine.stats import Counters, Stats
@@ -25,8 +23,6 @@ from llmcore.errors import GenerationError, RequestError
 from llmcore.text.constraint import ConstraintCompiler
 from llmcore.text.detokenizer import Detokenizer, StopStrings
 from llmcore.text.tokenizer import Tokenizer
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(eq=False)
@@ -74,7 +70,8 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
-        self.sampler = Sampler(runner.vocab, sizes.seqs, runner.registry, runner.pool)
+        self.sampler = Sampler(runner.outputs["logits"], runner.registry, runner.pool)
+        self.logprobs = LogprobReader(runner.outputs["logits"], runner.registry, runner.pool)
         pool = PagePool(sizes.pages, PrefixIndex(sizes.page_size) if prefix_cache else None)
         self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context, policy)
         self.constraints = ConstraintCompiler(tokenizer, runner.vocab)
@@ -198,7 +195,7 @@ class Engine:
         if not plan:
             return
         try:
-            tokens, logits = self._compute(plan)
+            tokens, reading = self._compute(plan)
         except Exception as error:  # whatever a kernel raises
             for request, _, _ in plan:
                 self._fail(request, error, doubtful=True)
@@ -214,7 +211,7 @@ class Engine:
                         raise GenerationError(request.error)
                     if token < 0:
                         raise GenerationError("the model computed logits that are not numbers (NaN)")
-                    extra = () if wanted is None or logits is None else (logprobs(logits[row], token, wanted),)
+                    extra = () if wanted is None or reading is None else (reading.of(row, token, wanted),)
                     delta = self._accept(self.live[request.id], new, token, extra)
                     request.deltas.append(delta)
                     if delta.finish_reason is not None:
@@ -228,10 +225,10 @@ class Engine:
                 request.computed += new
                 self.scheduler.keep(request)
 
-    def _compute(self, plan: Sequence[Scheduled]) -> tuple[list[int], Array | None]:
-        """The next token of each sequence whose end a step reaches, below 0 where logits hold NaN; and the logits.
+    def _compute(self, plan: Sequence[Scheduled]) -> tuple[list[int], Reading | None]:
+        """The next token of each sequence whose end a step reaches, below 0 where logits hold NaN.
 
-        None in place of logits where none of the requests needs more than their largest.
+        And their log-probabilities, where a request asks for them.
         """
         work: list[Work] = []
         ending: list[Request] = []
@@ -244,8 +241,10 @@ class Engine:
                 plain = plain and request.params.plain
         if plain:
             return self.runner.greedy(work), None
-        logits = self.runner.run(work)
-        return self.sampler.sample(logits, ending), logits
+        self.runner.run(work)
+        wanted = any(request.params.logprobs is not None for request in ending)
+        reading = self.logprobs.read(ending) if wanted else None
+        return self.sampler.sample(ending), reading
 
     def _accept(self, live: Live, new: int, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
         """Appends ``token``, made of ``new`` computed ones, to a request and sees whether that ends it."""

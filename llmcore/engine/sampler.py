@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore.dims import R
-from llmcore.engine.request import Request, TokenLogprobs
+from llmcore.engine.request import Request
 from llmcore.graph.graph import Graph
 from llmcore.graph.inputs import StepInputs
 from llmcore.graph.program import Compiler, Memory, Program
@@ -27,15 +27,21 @@ Array = np.ndarray[Any, Any]
 WORD = 2**64 - 1
 PHILOX = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # multipliers of a round
 WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B  # what a round adds to the key
+Draw = tuple[bool, bool, bool]
+"""Those of top-k, top-p and min-p that some row wants."""
+
 NO_TOKEN = "no token is left to choose: logit_bias, min_tokens and the constraint together forbid all of them"
 
 
-def sampling_graph(vocab: int, filters: tuple[bool, bool, bool]) -> Graph:
-    """From logits to drawn tokens, with those of top-k, top-p and min-p that some row wants."""
+def sampling_graph(vocab: int, draw: Draw | None) -> Graph:
+    """From logits to the ``best`` tokens, and to drawn ones, ``ids``, where there is a ``draw``."""
     graph = Graph(_inputs(vocab))
     with graph.scope("sampler"):
+        graph.outputs["best"] = graph.op("argmax", logits=graph.input("logits"))
+        if draw is None:
+            return graph
         probs = graph.op("softmax", logits=graph.input("logits"), temperature=graph.input("temperature"))
-        for wanted, name, parameter in zip(filters, ("top_k", "top_p", "min_p"), ("k", "p", "p"), strict=True):
+        for wanted, name, parameter in zip(draw, ("top_k", "top_p", "min_p"), ("k", "p", "p"), strict=True):
             if wanted:
                 probs = graph.op(name, probs=probs, **{parameter: graph.input(name)})
         graph.outputs["ids"] = graph.op("sample", probs=probs, u=graph.input("u"))
@@ -48,57 +54,65 @@ def _inputs(vocab: int) -> dict[str, Any]:
 
 
 class Sampler:
-    """Chooses the next token of every row of a step."""
+    """Chooses the next token of every row of a step, where the model left its logits."""
 
-    def __init__(self, vocab: int, rows: int, registry: Registry, pool: Callable[[], WorkerPool]) -> None:
-        """A sampler for up to ``rows`` rows of ``vocab`` logits; programs are made when first needed."""
-        self.vocab = vocab
-        self.rows = rows
-        self.inputs = StepInputs(_inputs(vocab), {"R": rows})
-        self.ids = np.zeros(rows, np.int32)
-        memory = Memory(WeightStore({}), {}, {"ids": self.ids})
+    def __init__(self, logits: Array, registry: Registry, pool: Callable[[], WorkerPool]) -> None:
+        """A sampler of ``logits``, ``[rows, vocab]`` float32 for the largest step; programs are made when needed."""
+        self.logits = logits
+        self.rows, self.vocab = logits.shape
+        self.inputs = StepInputs(_inputs(self.vocab), {"R": self.rows}, {"logits": logits})
+        self.outputs = {name: np.zeros(self.rows, np.int32) for name in ("best", "ids")}
+        memory = Memory(WeightStore({}), {}, self.outputs)
         self.compiler = Compiler(registry, memory, self.inputs, pool)
-        self.programs: dict[tuple[bool, bool, bool], Program] = {}
+        self.programs: dict[Draw | None, Program] = {}
+        self._written: list[Request] = []  # whose parameters the inputs hold
+        self._draw: Draw | None = None  # what these ask for
 
-    def sample(self, logits: Array, requests: Sequence[Request]) -> list[int]:
-        """One token for each row of ``logits`` (``[rows, vocab]``), each by its request's parameters.
+    def sample(self, requests: Sequence[Request]) -> list[int]:
+        """One token for each of the first rows of the logits, each by its request's parameters.
 
         -1 for a row that holds NaN. A request whose rules leave no token has an ``error`` afterwards; its token means
-        nothing.
+        nothing. Rows of requests with penalties or rules are changed.
         """
-        adjusted = self.inputs.arrays["logits"][: len(requests)]
-        adjusted[:] = logits
-        for row, request in zip(adjusted, requests, strict=True):
+        for row, request in zip(self.logits, requests, strict=False):
             if request.params.penalised:
                 penalise(row, request)
             if request.rules is not None and not request.rules.apply(row, request.generated_count):
                 request.error = NO_TOKEN
-        greedy = [request.params.greedy for request in requests]
-        chosen = adjusted.argmax(-1)  # of numpy: a NaN, where there is one
-        broken = np.isnan(np.take_along_axis(adjusted, chosen[:, None], -1)[:, 0])
-        if not all(greedy):
-            chosen = np.where(greedy, chosen, self._draw(requests))
-        return [int(token) for token in np.where(broken, -1, chosen)]
+        count = len(requests)
+        if requests != self._written:
+            self._write(requests)
+        if self._draw is not None:
+            drawn = (
+                0.0 if request.params.greedy else uniform(request.seed, request.generated_count) for request in requests
+            )
+            self.inputs.arrays["u"][:count] = [*drawn]
+        self.inputs.set_sizes(0, 0, count)
+        self.program(self._draw).run()
+        best: list[int] = self.outputs["best"][:count].tolist()
+        if self._draw is None:
+            return best
+        ids = self.outputs["ids"][:count].tolist()
+        return [b if b < 0 or r.params.greedy else drawn for b, drawn, r in zip(best, ids, requests, strict=True)]
 
-    def _draw(self, requests: Sequence[Request]) -> Array:
+    def _write(self, requests: Sequence[Request]) -> None:
+        """Parameters stay from step to step, until other requests come."""
         arrays, count = self.inputs.arrays, len(requests)
         params = [request.params for request in requests]
         arrays["temperature"][:count] = [1.0 if p.greedy else p.temperature for p in params]
         arrays["top_k"][:count] = [min(p.top_k, self.vocab) for p in params]
         arrays["top_p"][:count] = [p.top_p for p in params]
         arrays["min_p"][:count] = [p.min_p for p in params]
-        arrays["u"][:count] = [uniform(request.seed, request.generated_count) for request in requests]
         filters = (any(p.top_k for p in params), any(p.top_p < 1 for p in params), any(p.min_p for p in params))
-        self.inputs.set_sizes(0, 0, count)
-        self.program(filters).run()
-        return self.ids[:count]
+        self._draw = None if all(p.greedy for p in params) else filters
+        self._written = list(requests)
 
-    def program(self, filters: tuple[bool, bool, bool]) -> Program:
-        """The program with the wanted ones of top-k, top-p and min-p."""
-        if filters not in self.programs:
+    def program(self, draw: Draw | None) -> Program:
+        """The program with the wanted ones of top-k, top-p and min-p; None: without a draw."""
+        if draw not in self.programs:
             sizes = {"T": self.rows, "S": self.rows, "R": self.rows}
-            self.programs[filters] = self.compiler.build(sampling_graph(self.vocab, filters), sizes)
-        return self.programs[filters]
+            self.programs[draw] = self.compiler.build(sampling_graph(self.vocab, draw), sizes)
+        return self.programs[draw]
 
 
 def uniform(seed: int, index: int) -> float:
@@ -126,13 +140,3 @@ def penalise(logits: Array, request: Request) -> None:
     if request.generated_count and (params.presence_penalty or params.frequency_penalty):
         tokens, counts = np.unique(request.generated, return_counts=True)
         logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
-
-
-def logprobs(logits: Array, token_id: int, count: int) -> TokenLogprobs:
-    """Log-probabilities of the model's own distribution (before temperature, penalties and filters) at one row."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    wide -= np.log(np.exp(wide).sum())
-    best = np.argpartition(-wide, min(count, len(wide) - 1))[:count] if count else np.array([], np.int64)
-    best = best[np.lexsort((best, -wide[best]))]
-    return TokenLogprobs(token_id, float(wide[token_id]), tuple((int(i), float(wide[i])) for i in best))

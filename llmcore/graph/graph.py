@@ -114,7 +114,7 @@ class Graph:
         _check_names(spec, given)
         attrs = spec.coerce({key: given[key] for key in spec.attrs})
         args = {param.name: self._value(given[param.name], spec, param) for param in _tensors(spec, given)}
-        dims = spec.unify({key: value.shape for key, value in args.items()})
+        dims = spec.unify({key: value.shape for key, value in args.items()}, attrs)
         node = Node(spec, self._path[-1] if self._path else "", args, attrs, dims)
         for param in spec.outputs:
             shape = tuple(dims[letter] for letter in param.dims)

@@ -58,13 +58,21 @@ NUMPY = {"f32": "float32", "i32": "int32"}
 class StepInputs:
     """The arrays, and the step block that holds the current ``T``, ``S`` and ``R``."""
 
-    def __init__(self, shapes: Mapping[str, tuple[Shape, str]], sizes: Mapping[str, int]) -> None:
-        """Allocates every input at its largest size."""
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[Shape, str]],
+        sizes: Mapping[str, int],
+        elsewhere: Mapping[str, Array] | None = None,
+    ) -> None:
+        """Allocates every input at its largest size, but for those that lie ``elsewhere``."""
         self.block = np.zeros(len(STEP_DIMS), np.int64)
         self._words = self.block.data
         self.arrays: dict[str, Array] = {
-            name: np.zeros(concrete(shape, sizes), NUMPY[dtype]) for name, (shape, dtype) in shapes.items()
+            name: np.zeros(concrete(shape, sizes), NUMPY[dtype])
+            for name, (shape, dtype) in shapes.items()
+            if name not in (elsewhere or {})
         }
+        self.arrays.update(elsewhere or {})
 
     def set_sizes(self, tokens: int, seqs: int, rows: int) -> None:
         """What the next run of a program covers."""

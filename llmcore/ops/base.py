@@ -10,7 +10,8 @@ A parameter is ``name: type[dims]``; ``name?`` may be absent. Types: ``act`` (th
 ``i32``, ``any`` (a weight in whatever format the checkpoint has; kernels say which they read), ``state`` (memory that
 outlives the step and whose layout belongs to the backend: the KV cache). Dims are letters that unify over one call:
 the second ``K`` must equal the first. Keyword-only parameters of the function are the op's attributes, each annotated
-with its type: ``int``, ``float`` or ``bool``.
+with its type: ``int``, ``float`` or ``bool``. A dim that only outputs have is the attribute of the same letter, ``N``
+that of ``n``.
 
 A *fused* op has no reference of its own: its decomposition into other ops is its meaning, its reference and the
 pattern that the fusion pass looks for. It is used only where a backend offers it.
@@ -117,9 +118,13 @@ class OpSpec:
         """Every dim letter in order of first appearance: the order of a native kernel's dim operands."""
         return tuple(dict.fromkeys(dim for param in self.params for dim in param.dims))
 
-    def unify(self, shapes: Mapping[str, Shape]) -> dict[str, Dim]:
-        """Binds the dim letters to the shapes of the arguments; raises :class:`RegistryError` where two disagree."""
-        bound: dict[str, Dim] = {}
+    def unify(self, shapes: Mapping[str, Shape], attrs: Mapping[str, Any] | None = None) -> dict[str, Dim]:
+        """Binds the dim letters to the shapes of the arguments; raises :class:`RegistryError` where two disagree.
+
+        Letters of outputs alone are bound to ``attrs``.
+        """
+        given = {letter: (attrs or {}).get(letter.lower()) for param in self.outputs for letter in param.dims}
+        bound: dict[str, Dim] = {letter: size for letter, size in given.items() if size is not None}
         for param in self.of("input", "weight"):
             if param.name not in shapes:
                 continue

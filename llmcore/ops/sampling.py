@@ -7,6 +7,9 @@ The greedy token of a row of logits that holds NaN is -1: a broken model is seen
 other ops yield a token for every row, whatever a broken model or a ban of all tokens makes of it. NaN is what cannot be
 chosen: minus infinity as a logit, zero as a probability. A row in which nothing can be chosen is all zeros for the
 filters, which leave it so, and its token is 0.
+
+Log-probabilities of the model's own distribution are made of ``exp_sum`` and, for those of the most probable tokens,
+``largest``.
 """
 
 from __future__ import annotations
@@ -116,6 +119,36 @@ def sample(probs: Tensor, u: Tensor) -> Tensor:
     index = torch.arange(vocab, device=probs.device)
     first = torch.where(reached & (probs > 0), index, vocab).amin(-1)
     return torch.where(first < vocab, first, 0).to(torch.int32)
+
+
+@op(
+    inputs=["logits: f32[R, V]"],
+    outputs=["high: f32[R]", "total: f32[R]"],
+    cases=cases.exp_sum,
+)
+def exp_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit, and the sum of ``exp(logit - it)``: the logarithm of that plus it is log-sum-exp.
+
+    The two numbers of Milakov & Gimelshein 2018 (arXiv:1805.02867). Infinite logits count as the largest number.
+    """
+    import torch
+
+    finite = torch.finfo(torch.float32)
+    logits = logits.float().nan_to_num(nan=float("-inf"), posinf=finite.max, neginf=float("-inf"))
+    high = logits.amax(-1).clamp(min=finite.min)
+    return high, (logits - high[:, None]).double().exp().sum(-1).float()
+
+
+@op(inputs=["logits: f32[R, V]"], outputs=["ids: i32[R, N]"], cases=cases.largest)
+def largest(logits: Tensor, *, n: int) -> Tensor:
+    """The indices of each row's ``n`` largest values, the largest first, the lowest index first among equals.
+
+    ``n`` is at most ``V``; NaN count as minus infinity.
+    """
+    import torch
+
+    known = torch.where(logits.isnan(), float("-inf"), logits)
+    return known.sort(dim=-1, descending=True, stable=True).indices[:, :n].to(torch.int32)
 
 
 def _choosable(probs: Tensor) -> Tensor:

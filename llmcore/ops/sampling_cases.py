@@ -171,3 +171,29 @@ def softmax() -> Iterator[Case]:
     yield Case({"R": 5, "V": 64}, inputs=_extreme_logits, note="extreme logits")
     yield Case({"R": 6, "V": 41}, inputs=_tiny_temperatures, note="tiny temperatures")
     yield Case({"R": 5, "V": 41}, inputs=_broken_softmax, note="NaN and infinities")
+
+
+def exp_sum() -> Iterator[Case]:
+    """Random rows, logits far apart, broken ones."""
+    for rows, vocab in SHAPES:
+        yield Case({"R": rows, "V": vocab}, inputs=lambda dims, rng: {"logits": _logits(dims, rng)})
+    yield Case({"R": 5, "V": 64}, inputs=lambda dims, rng: {"logits": _extreme_logits(dims, rng)["logits"]})
+    yield Case({"R": 5, "V": 41}, inputs=_broken_logits, note="NaN and infinities")
+
+
+def _ascending(dims: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    """Every value is larger than all before it."""
+    import numpy as np
+
+    return {"logits": np.sort(_logits(dims, rng), axis=-1)}
+
+
+def largest() -> Iterator[Case]:
+    """One, some, all; ties, rows in order, broken ones."""
+    for rows, vocab in SHAPES:
+        for count in sorted({1, min(5, vocab), min(20, vocab), min(vocab, 64)}):
+            yield Case({"R": rows, "V": vocab, "N": count}, {"n": count})
+    yield Case({"R": 2, "V": 49152, "N": 20}, {"n": 20})
+    yield Case({"R": 9, "V": 41, "N": 20}, {"n": 20}, inputs=_tied_logits, note="ties")
+    yield Case({"R": 3, "V": 1000, "N": 7}, {"n": 7}, inputs=_ascending, note="ascending")
+    yield Case({"R": 5, "V": 41, "N": 30}, {"n": 30}, inputs=_broken_logits, note="NaN and infinities")

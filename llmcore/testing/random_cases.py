@@ -107,6 +107,12 @@ def _argmax(rng: Rng, _block: int) -> Case:
     return Case({"R": _tokens(rng), "V": _vocabulary(rng)})
 
 
+def _largest(rng: Rng, _block: int) -> Case:
+    vocab = _vocabulary(rng)
+    count = int(rng.integers(1, min(vocab, 100) + 1))
+    return Case({"R": _tokens(rng), "V": vocab, "N": count}, {"n": count})
+
+
 def _softmax(rng: Rng, _block: int) -> Case:
     def inputs(dims: Mapping[str, int], rng: Rng) -> dict[str, Any]:
         return {"temperature": rng.uniform(0.2, 2, dims["R"]).astype(np.float32)}
@@ -201,6 +207,8 @@ MAKERS: Mapping[str, Callable[[Rng, int], Case]] = {
     "rms_norm_qkv_rope_kv_write": partial(_normed, _projections),
     "attention": _attention,
     "argmax": _argmax,
+    "exp_sum": _argmax,
+    "largest": _largest,
     "softmax": _softmax,
     "top_k": partial(_filter, "k", -1, 100),
     "top_p": partial(_filter, "p", 0, 1.1),

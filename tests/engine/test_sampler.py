@@ -5,8 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from llmcore.engine.logprobs import LogprobReader
 from llmcore.engine.request import Request
-from llmcore.engine.sampler import Sampler, logprobs, penalise, uniform
+from llmcore.engine.sampler import Sampler, penalise, uniform
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.plugins import plugins
 from llmcore.registry.choose import Preference, Registry
@@ -21,8 +22,25 @@ def pool():
     return WorkerPool(2)
 
 
-def sampler(backend):
-    return Sampler(VOCAB, 8, Registry(plugins(), Preference((backend,))), pool)
+class Chooser:
+    """A sampler over logits that are given to it."""
+
+    def __init__(self, backend, vocab=VOCAB):
+        self.logits = np.zeros((8, vocab), np.float32)
+        registry = Registry(plugins(), Preference((backend,)))
+        self.sampler = Sampler(self.logits, registry, pool)
+        self.reader = LogprobReader(self.logits, registry, pool)
+
+    def sample(self, data, requests):
+        self.logits[: len(data)] = data
+        return self.sampler.sample(requests)
+
+    def read(self, data, requests):
+        self.logits[: len(data)] = data
+        return self.reader.read(requests)
+
+
+sampler = Chooser
 
 
 def request(prompt=(1, 2), generated=(), seed=0, **params):
@@ -104,14 +122,61 @@ def test_penalties():
     assert row.tolist() == [2.0, -2.0, 0.0, -0.25]  # the answer alone, by count
 
 
-def test_logprobs_are_of_the_models_own_distribution():
-    row = logits(1)[0]
-    reference = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
-    found = logprobs(row, 11, 3)
-    order = np.argsort(-reference)[:3]
+def test_requests_that_change_bring_their_parameters(backend):
+    data = logits(2)
+    chooser = sampler(backend)
+    free, narrow = request(temperature=50.0, seed=1), request(temperature=50.0, top_k=1, seed=1)
+    best = data.argmax(-1).tolist()
+    assert chooser.sample(data, [free, free]) != best
+    assert chooser.sample(data, [narrow, request()]) == best
+    assert chooser.sample(data, [narrow]) == best[:1]
+    assert chooser.sample(data, [free, free]) != best
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "logprobs": 2}])
+def test_a_row_of_nan_has_no_token(backend, params):
+    data = logits(3)
+    data[1, 7] = np.nan
+    tokens = sampler(backend).sample(data, [request(**params) for _ in range(3)])
+    assert tokens[1] == -1 and tokens[0] >= 0 and tokens[2] >= 0
+
+
+def wanted(row):
+    return row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 20, 25, VOCAB])
+def test_logprobs_are_of_the_models_own_distribution(backend, count):
+    data = logits(2)
+    found = sampler(backend).read(data, [request(), request(logprobs=count)]).of(1, 11, count)
+    reference = wanted(data[1])
+    order = np.argsort(-reference, kind="stable")[:count]
     assert found.token_id == 11
-    assert found.logprob == pytest.approx(reference[11])
+    assert found.logprob == pytest.approx(reference[11], abs=1e-5)
     assert [token for token, _ in found.top] == order.tolist()
-    assert [value for _, value in found.top] == pytest.approx(reference[order].tolist())
-    assert logprobs(row, 11, 0).top == ()
-    assert len(logprobs(row, 11, VOCAB).top) == VOCAB
+    assert [value for _, value in found.top] == pytest.approx(reference[order].tolist(), abs=1e-5)
+
+
+def test_logprobs_know_nothing_of_penalties(backend):
+    data = logits(1)
+    chooser, asked = sampler(backend), request(prompt=(3, 4), logprobs=1, repetition_penalty=100.0)
+    reading = chooser.read(data, [asked])
+    chooser.sampler.sample([asked])
+    assert (chooser.logits[0] != data[0]).any(), "the penalty was applied"
+    assert reading.of(0, 3, 1).logprob == pytest.approx(wanted(data[0])[3], abs=1e-5)
+
+
+def test_logprobs_do_not_depend_on_the_batch(backend):
+    data = logits(6)
+    chooser, asked = sampler(backend), request(logprobs=20)
+    together = chooser.read(data, [request(logprobs=1), *[asked] * 5])
+    together = [together.of(row, 9, 20) for row in range(1, 6)]
+    alone = [chooser.read(data[row : row + 1], [asked]).of(0, 9, 20) for row in range(1, 6)]
+    assert together == alone
+
+
+def test_ties_are_listed_by_index(backend):
+    data = np.zeros((1, VOCAB), np.float32)
+    data[0, [40, 7]] = 2
+    found = sampler(backend).read(data, [request(logprobs=4)]).of(0, 7, 4)
+    assert [token for token, _ in found.top] == [7, 40, 0, 1]

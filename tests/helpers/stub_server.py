@@ -85,7 +85,7 @@ class Stub:
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=0.005)
-                if reader.at_eof() or reader.exception():
+                if not task.done() and (reader.at_eof() or reader.exception()):
                     task.cancel()
                     raise ConnectionError("the client has hung up")
             await task
