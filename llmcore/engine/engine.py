@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from threading import RLock
+from typing import Any
 
 from llmcore.cache.pages import PagePool
 from llmcore.cache.prefix import PrefixIndex
