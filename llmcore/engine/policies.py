@@ -117,7 +117,9 @@ class Guarded:
     def __init__(self, policy: Policy) -> None:
         """Takes ``policy`` over."""
         self.inner = policy
-        self.uses_priority = bool(policy.uses_priority)  # whoever gives one need not know what has failed since
+        self.uses_priority = bool(
+            getattr(policy, "uses_priority", False)
+        )  # whoever gives one need not know what has failed since
 
     def choose(self, waiting: Sequence[Request]) -> Request:
         """One of ``waiting``."""
@@ -165,7 +167,11 @@ class Guarded:
     @property
     def reserves(self) -> bool:
         """As the policy says."""
-        return bool(self.inner.reserves)
+        try:
+            return bool(self.inner.reserves)
+        except Exception as error:
+            self._replace(error)
+            return Fcfs.reserves
 
     def _replace(self, error: Exception) -> None:
         name = type(self.inner).__name__

@@ -161,6 +161,12 @@ class Broken(Policy):
         self.reserves = method == "remaining"
 
 
+def test_what_is_no_policy_is_replaced_too():
+    schedule = scheduler(object())
+    with pytest.warns(PolicyWarning, match="the policy object has failed"):
+        assert run(schedule, [request(i) for i in range(3)]) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
