@@ -11,23 +11,28 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from llmcore.engine.background import Background, Outcome
+from llmcore.engine.constraint import Constraint
 from llmcore.engine.embedding import Array, Embedding, Pooling
 from llmcore.engine.request import Delta, Request
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import GenerationError, LlmcoreError, RequestError
+from llmcore.errors import BusyError, GenerationError, LlmcoreError, RequestError
 from llmcore.llm import LLM, Prompt
 
 if TYPE_CHECKING:
     from llmcore.text.chat import Message
 
 LONG = 4096  # characters: a longer text is encoded in another thread, so that the event loop goes on
+COMPILED_AT_ONCE = 2  # constraints, each in a process of its own first, for up to 2 s
+MOST_TO_COMPILE = 16  # new constraints that wait for these: what comes then is told to come again
 
 
 class AsyncStream(AsyncIterator[Delta]):
@@ -67,7 +72,7 @@ class AsyncStream(AsyncIterator[Delta]):
         if self._ended:
             self._wake()
         if delta.finish_reason == "error":
-            raise GenerationError(self.request.error or "the request has failed")
+            raise self.request.failure
         return delta
 
     def close(self) -> None:
@@ -96,6 +101,8 @@ class AsyncLLM:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._streams: WeakValueDictionary[int, AsyncStream] = WeakValueDictionary()  # a dropped one aborts
+        self._compilers = ThreadPoolExecutor(COMPILED_AT_ONCE, thread_name_prefix="llmcore-constraint")
+        self._compiling: dict[Constraint, asyncio.Future[Any]] = {}
         self._background = Background(llm.engine, self._deliver)
 
     @property
@@ -108,27 +115,49 @@ class AsyncLLM:
         """What ended the engine, if anything has: nothing is answered any more."""
         return self._background.failed
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True) -> AsyncStream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> AsyncStream:
         """Deltas of one answer as they come.
 
         Args:
-            continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
+            how: ``continues``, ``priority`` and ``salt``, as :meth:`llmcore.engine.engine.Engine.request` takes them.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served.
         """
-        request = self.llm.engine.request(self.llm.encode(prompt), params or SamplingParams(), continues=continues)
-        return self._submitted(request)
+        return self._submitted(self.llm.engine.request(self.llm.encode(prompt), params or SamplingParams(), **how))
 
-    async def begin(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
-    ) -> AsyncStream:
-        """As :meth:`stream`; what takes long, to encode a long text or to compile a constraint, holds nobody up."""
+    async def begin(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> AsyncStream:
+        """As :meth:`stream`; what takes long, to encode a long text or to compile a constraint, holds nobody up.
+
+        Raises:
+            BusyError: the constraint is new, and too many new ones wait to be compiled.
+        """
         ids, wanted = await self.encode(prompt), params or SamplingParams()
-        if wanted.constraint is None:
-            return self.stream(ids, wanted, continues=continues)
-        request = await asyncio.to_thread(self.llm.engine.request, ids, wanted, continues=continues)
-        return self._submitted(request)
+        if wanted.constraint is not None:
+            await self._compiled(wanted.constraint)
+        return self.stream(ids, wanted, **how)
+
+    async def _compiled(self, form: Constraint) -> None:
+        """Until the engine knows ``form``; those who want the same wait together. Raises what compiling it raises."""
+        known = self.llm.engine.constraints
+        while not known.knows(form.kind, form.text):
+            under_way = self._compiling.get(form)
+            if under_way is None:
+                if len(self._compiling) >= COMPILED_AT_ONCE + MOST_TO_COMPILE:
+                    raise BusyError(
+                        f"{len(self._compiling)} new forms of answers are being compiled or wait for it",
+                        remedy="ask again later, or without response_format",
+                    )
+                loop = asyncio.get_running_loop()
+                under_way = loop.run_in_executor(self._compilers, known.matcher, form.kind, form.text)
+                self._compiling[form] = under_way
+                under_way.add_done_callback(partial(self._no_longer_compiling, form))
+            await asyncio.shield(under_way)
+
+    def _no_longer_compiling(self, form: Constraint, future: asyncio.Future[Any]) -> None:
+        del self._compiling[form]
+        if not future.cancelled():
+            future.exception()  # whoever still waits is told; perhaps nobody does
 
     def _submitted(self, request: Request) -> AsyncStream:
         if self._closed:
@@ -138,12 +167,10 @@ class AsyncLLM:
         self._background.submit(request)
         return stream
 
-    async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, continues: bool = True
-    ) -> Completion:
-        """A whole answer; raises what :meth:`stream` and its deltas raise."""
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None, **how: Any) -> Completion:
+        """A whole answer; takes what :meth:`stream` takes, and raises what it and its deltas raise."""
         started = time.perf_counter()
-        stream = await self.begin(prompt, params, continues=continues)
+        stream = await self.begin(prompt, params, **how)
         collector = Collector(stream.request, started)
         try:
             async for delta in stream:
@@ -214,6 +241,7 @@ class AsyncLLM:
     def close(self) -> None:
         """Ends every request, the engine's thread and the model."""
         self._closed = True
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         self._background.close()
         self.llm.close()
 

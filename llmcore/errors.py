@@ -105,8 +105,16 @@ class RequestError(LlmcoreError):
         self.field = field
 
 
+class BusyError(LlmcoreError):
+    """There is no room for a request now; later there may be."""
+
+
 class GenerationError(LlmcoreError):
     """A request that was well formed failed while it ran: a kernel raised, or the model computed NaN."""
+
+
+class UnanswerableError(GenerationError):
+    """A request's own rules leave no answer: to ask again would not help."""
 
 
 class InternalError(AssertionError):

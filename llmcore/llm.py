@@ -23,7 +23,7 @@ from llmcore.config.schema import Config, ModelConfig
 from llmcore.engine import inspection
 from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
-from llmcore.engine.load import EngineSettings, family_of, make_runner, usable_threads
+from llmcore.engine.load import EngineSettings, family_of, make_policy, make_runner, usable_threads
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.sampling_params import SamplingParams
@@ -97,7 +97,7 @@ class LLM:
         self.model = chosen.ref
         self.threads = usable_threads(threads)
         settings = engine or EngineSettings()
-        policy = resolve(plugins().policy(settings.policy).target)()
+        policy = make_policy(settings.policy, plugins())
         registry = Registry(
             plugins(),
             Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads, settings.kv_dtype),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from helpers.tiny import TinyModel
-from llmcore.async_llm import AsyncLLM
+from llmcore.async_llm import COMPILED_AT_ONCE, MOST_TO_COMPILE, AsyncLLM
+from llmcore.engine.constraint import Constraint
 from llmcore.engine.load import EngineSettings
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import GenerationError, RequestError
+from llmcore.errors import BusyError, GenerationError, RequestError
 from llmcore.llm import LLM
 
 MakeTiny = Callable[..., TinyModel]
@@ -75,6 +78,44 @@ def test_a_wrong_request_is_refused_at_once(llm: LLM) -> None:
             assert (await both.generate("next", PARAMS)).finish_reason == "length"
 
     asyncio.run(ask())
+
+
+def test_constraints_are_compiled_in_a_lane_of_their_own(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty that take for ever: all else goes on, who wants the same one waits with it, and the lane has an end."""
+    gate, compiled = threading.Event(), list[str]()
+    compile_one = llm.engine.constraints._compile
+
+    def slowly(kind: str, text: str) -> object:
+        compiled.append(text)
+        gate.wait()
+        return compile_one(kind, text)
+
+    def asked(text: str) -> SamplingParams:
+        return dataclasses.replace(PARAMS, max_tokens=4, constraint=Constraint("regex", text))
+
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            await both.generate("known", asked("[a-c]{8}"))
+            monkeypatch.setattr(llm.engine.constraints, "_compile", slowly)
+            hostile = [asyncio.create_task(both.generate("x", asked(f"[a-c]{{{n + 4}}}"))) for n in range(40)]
+            same = [asyncio.create_task(both.generate("x", asked("[a-c]{5}"))) for _ in range(3)]
+            await asyncio.wait(hostile, return_when=asyncio.FIRST_EXCEPTION)
+            busy = [error for task in hostile if task.done() and (error := task.exception())]
+            assert len(busy) == 40 - COMPILED_AT_ONCE - MOST_TO_COMPILE - 1  # one of them is the known one
+            assert all(isinstance(error, BusyError) for error in busy)
+            answers = await asyncio.gather(
+                both.generate("free", PARAMS),
+                both.generate("known", asked("[a-c]{8}")),
+                both.chat_ids([{"role": "user", "content": "x"}]),
+                both.encode("long " * 200),
+            )
+            assert answers[0].finish_reason == "length"
+            gate.set()
+            await asyncio.gather(*hostile, *same, return_exceptions=True)
+            assert [task.exception() for task in same] == [None] * 3
+            assert compiled.count("[a-c]{5}") == 1
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
 
 
 def test_an_engine_that_fails_tells_everybody(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """What the full pages of the KV cache hold: sequences that begin alike find the pages that another has computed.
 
 A page's digest covers its own tokens and, through its parent's digest, all tokens before them: equal digests mean equal
-keys and values.
+keys and values. A salt stands before the first page: whoever does not know it finds nothing that was computed under it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 DIGEST_BYTES = 32  # nobody finds two prefixes of one digest, whatever they send
+SALTED = b"llmcore salt"  # no salt has the digest of a page
 
 
 class PrefixIndex:
@@ -32,11 +33,11 @@ class PrefixIndex:
         """Whether ``page`` can be found."""
         return page in self._digests
 
-    def extend(self, digests: list[bytes], tokens: Sequence[int], count: int) -> None:
+    def extend(self, digests: list[bytes], tokens: Sequence[int], count: int, salt: str = "") -> None:
         """Appends to ``digests``, those of the first pages of ``tokens``, until there are ``count``."""
         size = self.page_size
         for i in range(len(digests), count):
-            made = blake2b(digests[-1] if digests else b"", digest_size=DIGEST_BYTES)
+            made = blake2b(digests[-1] if digests else root(salt), digest_size=DIGEST_BYTES)
             made.update(array("q", tokens[i * size : (i + 1) * size]))
             digests.append(made.digest())
 
@@ -69,3 +70,9 @@ class PrefixIndex:
             if self._digests.get(page) != digest:
                 return page
         return next((page for page, digest in self._digests.items() if self._pages.get(digest) != page), None)
+
+
+def root(salt: str) -> bytes:
+    """What comes before the first page; nothing without a salt."""
+    data = salt.encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=DIGEST_BYTES, person=SALTED).digest() if data else b""

@@ -59,6 +59,9 @@ RANGES = {
     "server.port": Range(0, 65535),
     "server.max_waiting": Range(1, 1 << 20),
     "server.max_body_mb": Range(1, 1024),
+    "server.max_bodies_mb": Range(1, 1 << 20),
+    "server.max_connections": Range(1, 1 << 20),
+    "server.read_timeout_s": Range(0, 3600, above=True),
     "server.drain_s": Range(0, 86400),
 }
 

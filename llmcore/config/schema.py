@@ -133,6 +133,9 @@ class ServerConfig:
         api_key_env: the environment variable that has the key which clients must show.
         max_waiting: answers that are under way or wait, at most; further requests get 429.
         max_body_mb: of a request, in MiB.
+        max_bodies_mb: of all requests that are being read, in MiB.
+        max_connections: at once; further ones get 503.
+        read_timeout_s: seconds that a request's header may take, and its body where it comes at less than 16 KiB/s.
         drain_s: seconds that answers under way have to end when the server is told to stop.
     """
 
@@ -142,6 +145,9 @@ class ServerConfig:
     api_key_env: str = "LLMCORE_API_KEY"
     max_waiting: int = 256
     max_body_mb: int = 16
+    max_bodies_mb: int = 128
+    max_connections: int = 768
+    read_timeout_s: float = 20.0
     drain_s: float = 30.0
 
 

@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from numbers import Integral
 from threading import RLock
+from typing import Any
 
 from llmcore.cache.pages import PagePool
 from llmcore.cache.prefix import PrefixIndex
 from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.logprobs import LogprobReader, Reading
 from llmcore.engine.policies import Policy
-from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, checked_ids
+from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, check_standing, checked_ids
 from llmcore.engine.runner import Runner, Work
 from llmcore.engine.sampler import Sampler
 from llmcore.engine.sampling_params import SamplingParams
@@ -81,22 +81,27 @@ class Engine:
         self._ids = count()
         self.lock = RLock()  # one step, or one change of what the next one holds, at a time
 
-    def add(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
-    ) -> Request:
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, **how: Any) -> Request:
         """Queues a request; arguments and errors as for :meth:`request`."""
-        request = self.request(prompt_ids, params, continues=continues, priority=priority)
+        request = self.request(prompt_ids, params, **how)
         self.enqueue(request)
         return request
 
     def request(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, continues: bool = True, priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        continues: bool = True,
+        priority: int = 0,
+        salt: str = "",
     ) -> Request:
         """A request that can be queued. Waits for no step that is under way, as :meth:`enqueue` does.
 
         Args:
             continues: whether the answer goes on in the prompt's text, so that a space at its beginning counts.
-            priority: the smaller, the sooner, under a policy that looks at it.
+            priority: the smaller, the sooner; other than 0 under a policy that looks at it alone.
+            salt: keys and values are shared only with requests that have the same one.
 
         Raises:
             RequestError: an empty prompt, a token outside of the vocabulary, a prompt longer than the context, or a
@@ -106,8 +111,7 @@ class Engine:
             raise RequestError(
                 f"the parameters are a {type(params).__name__}", field="params", remedy="give SamplingParams(…)"
             )
-        if not isinstance(priority, Integral) or isinstance(priority, bool):
-            raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
+        check_standing(priority, salt, used=self.scheduler.policy.uses_priority)
         self.scheduler.check_length(len(prompt_ids))
         ids = checked_ids(prompt_ids, self.runner.vocab)
         for token in params.stop_token_ids:
@@ -115,7 +119,9 @@ class Engine:
                 raise RequestError(f"stop_token_ids has {token}, which is no token", field="stop_token_ids")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         rules = self._rules(params) if params.ruled else None  # a new constraint may take seconds: steps go on
-        return Request(next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority))
+        return Request(
+            next(self._ids), ids, params, seed, continues=continues, rules=rules, priority=int(priority), salt=salt
+        )
 
     def enqueue(self, request: Request) -> None:
         """Queues what :meth:`request` has made."""
@@ -194,7 +200,7 @@ class Engine:
             tokens, reading = self._compute(plan)
         except Exception as error:  # whatever a kernel raises
             for request, _, _ in plan:
-                self._fail(request, error)
+                self._fail(request, error, doubtful=True)
             return
         self.counters.steps += 1
         row = 0
@@ -215,7 +221,7 @@ class Engine:
                     elif new > 1:
                         self.scheduler.keep(request)
                 except Exception as error:  # in what is this request's own
-                    self._fail(request, error)
+                    self._fail(request, error, doubtful=tokens[row] < 0)
                 row += 1
             else:
                 request.computed += new
@@ -276,16 +282,16 @@ class Engine:
             return "error"
         return "stop" if rules.matcher.complete else None
 
-    def _end(self, request: Request, reason: FinishReason) -> None:
+    def _end(self, request: Request, reason: FinishReason, *, doubtful: bool = False) -> None:
         """Lets go of a request whose last delta is there: who sees that it has ended finds all of them."""
         request.finish_reason = reason
         self.counters.end(reason, request.generated_count)
-        self.scheduler.finish(request, doubtful=reason == "error")
+        self.scheduler.finish(request, doubtful=doubtful)
         self.live.pop(request.id, None)
 
-    def _fail(self, request: Request, error: Exception) -> None:
-        """Ends ``request`` with what went wrong; whatever its pages hold is shared with nobody."""
+    def _fail(self, request: Request, error: Exception, *, doubtful: bool) -> None:
+        """Ends ``request`` with what went wrong; what ``doubtful`` pages of it hold is shared with nobody."""
         request.error = error.message if isinstance(error, GenerationError) else f"{type(error).__name__}: {error}"
         request.cause = error
         request.deltas.append(Delta(request.id, "", finish_reason="error"))
-        self._end(request, "error")
+        self._end(request, "error", doubtful=doubtful)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cache.layout import KV_DTYPES
+from llmcore.engine.policies import Policy
 from llmcore.engine.runner import Runner, Sizes, model_graph
-from llmcore.errors import ConfigError, UnsupportedModelError, near
+from llmcore.errors import ConfigError, PluginError, UnsupportedModelError, near
 from llmcore.graph.packing import PackedCache
 from llmcore.graph.weight_store import WeightStore
 from llmcore.hookspecs import FamilyInfo
 from llmcore.model_config import IGNORABLE
 from llmcore.model_spec import ModelSpec
-from llmcore.plugins import Plugins
+from llmcore.plugins import Plugins, resolve
 from llmcore.registry.choose import Registry
 from llmcore.weights.checkpoint import Checkpoint
 from llmcore.weights.claims import claim
@@ -120,6 +121,20 @@ def family_of(config: dict[str, Any], plugins: Plugins) -> FamilyInfo:
             remedy=near(str(model_type), types),
         )
     return types[model_type]
+
+
+def make_policy(name: str, plugins: Plugins) -> Policy:
+    """The policy ``name``; raises :class:`PluginError` where there is none, or it cannot be made."""
+    target = plugins.policy(name).target
+    make = resolve(target)
+    try:
+        policy: Policy = make()
+    except Exception as error:  # third-party code
+        raise PluginError(
+            f"engine.policy={name}: {target} failed with {type(error).__name__}: {error}",
+            remedy="choose another policy",
+        ) from error
+    return policy
 
 
 def make_runner(

@@ -20,6 +20,7 @@ class LogitRules:
     Attributes:
         matcher: None where the answer may have any form. It follows the tokens that were chosen, so it stays what it
             is when the request has to compute them again.
+        stuck: whether the rules have left no token to choose.
     """
 
     def __init__(self, params: SamplingParams, ends: Iterable[int], vocab: int, matcher: Matcher | None = None) -> None:
@@ -38,6 +39,7 @@ class LogitRules:
         self.ends = np.array(sorted(token for token in ends if token < vocab), np.int64)
         self.min_tokens = params.min_tokens
         self.matcher = matcher
+        self.stuck = False
 
     def apply(self, logits: Array, generated: int) -> bool:
         """Changes one row, ``[vocab]``, in place, for the token after ``generated`` ones; whether any token is left."""
@@ -47,7 +49,14 @@ class LogitRules:
             self._constrain(logits, self.matcher)
         if generated < self.min_tokens:
             logits[self.ends] = -np.inf
-        return bool((logits > -np.inf).any())  # nor is NaN a choice
+        choice = bool((logits > -np.inf).any())  # nor is NaN a choice
+        self.stuck = not choice and not np.isnan(logits).any()
+        return choice
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request's end is their doing."""
+        return self.stuck or (self.matcher is not None and bool(self.matcher.error))
 
     def _constrain(self, logits: Array, matcher: Matcher) -> None:
         """Leaves what may come next, and end tokens where the answer is a whole one, there alone."""

@@ -1,7 +1,9 @@
-"""Who of those that wait is let in next: the built-in policies, and the base of those that a plugin offers."""
+"""Who of those that wait is let in next, and who gives pages back: our policies, and the base of a plugin's."""
 
 from __future__ import annotations
 
+import warnings
+from bisect import insort
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -23,10 +25,12 @@ class Policy:
         patience: whoever has been overtaken so often goes before all that came later.
         reserves: whether a request is let in only if the answers of all that run are likely to fit the pool with its
             own, by :meth:`remaining`.
+        uses_priority: whether it looks at a request's ``priority``; where it does not, none may be given.
     """
 
     patience = 64
     reserves = False
+    uses_priority = False
 
     def key(self, request: Request) -> Any:
         """The smallest goes first."""
@@ -36,6 +40,13 @@ class Policy:
         """One of ``waiting``, which is in order of arrival and not empty."""
         starved = (request for request in waiting if request.overtaken >= self.patience)
         return next(starved, None) or min(waiting, key=self.key)
+
+    def standing(self, request: Request) -> Any:  # noqa: ARG002  # it knows nothing
+        """Orders those that run: the largest gives its pages back when they run out, among equals the latest let in.
+
+        Asked when ``request`` is let in. The smallest always gets on, so let none stay the largest for ever.
+        """
+        return 0
 
     def remaining(self, request: Request) -> int:  # noqa: ARG002  # it knows nothing
         """How many tokens are likely to follow those that ``request`` has."""
@@ -56,9 +67,16 @@ class Fcfs(Policy):
 class Priority(Policy):
     """The smallest ``priority`` first; among equals the first to come."""
 
+    uses_priority = True
+
     def key(self, request: Request) -> tuple[int, int]:
         """Priority, then arrival."""
         return request.priority, request.id
+
+    def standing(self, request: Request) -> tuple[int, int, int]:
+        """As :meth:`key`; but who was overtaken too often runs to its end before all that were not."""
+        starved = request.overtaken >= self.patience
+        return (0, 0, request.id) if starved else (1, *self.key(request))
 
 
 class Shortest(Policy):
@@ -84,3 +102,82 @@ class Shortest(Policy):
         """Learns from its length."""
         self.seen = min(self.seen + 1, FEW)
         self.mean += (request.generated_count - self.mean) / self.seen
+
+
+class PolicyWarning(UserWarning):
+    """A policy has failed; requests come first, served first, from then on."""
+
+
+class Guarded:
+    """A policy that cannot harm: once it raises, or answers what makes no sense, :class:`Fcfs` takes its place.
+
+    No request is at fault for that, so none fails; a warning says once what went wrong.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        """Takes ``policy`` over."""
+        self.inner = policy
+        self.uses_priority = bool(
+            getattr(policy, "uses_priority", False)
+        )  # whoever gives one need not know what has failed since
+
+    def choose(self, waiting: Sequence[Request]) -> Request:
+        """One of ``waiting``."""
+        try:
+            chosen = self.inner.choose(waiting)
+            if any(chosen is request for request in waiting):
+                return chosen
+            raise ValueError(f"it chose {chosen!r:.80}, which does not wait")
+        except Exception as error:
+            self._replace(error)
+            return waiting[0]
+
+    def place(self, running: list[Request], request: Request) -> None:
+        """Puts ``request`` where it stands among those that run."""
+        try:
+            insort(running, request, key=self.inner.standing)
+        except Exception as error:
+            self._replace(error)
+            running.append(request)
+
+    def remaining(self, request: Request) -> int:
+        """How many tokens are likely to follow."""
+        try:
+            return int(self.inner.remaining(request))
+        except Exception as error:
+            self._replace(error)
+            return 0
+
+    def finished(self, request: Request) -> None:
+        """Tells it."""
+        try:
+            self.inner.finished(request)
+        except Exception as error:
+            self._replace(error)
+
+    @property
+    def patience(self) -> int:
+        """As the policy says."""
+        try:
+            return int(self.inner.patience)
+        except Exception as error:
+            self._replace(error)
+            return Fcfs.patience
+
+    @property
+    def reserves(self) -> bool:
+        """As the policy says."""
+        try:
+            return bool(self.inner.reserves)
+        except Exception as error:
+            self._replace(error)
+            return Fcfs.reserves
+
+    def _replace(self, error: Exception) -> None:
+        name = type(self.inner).__name__
+        self.inner = Fcfs()
+        warnings.warn(
+            f"the policy {name} has failed ({type(error).__name__}: {error}): first come, first served from now on",
+            PolicyWarning,
+            stacklevel=2,
+        )

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from llmcore.engine.logit_rules import LogitRules
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import RequestError
+from llmcore.errors import GenerationError, RequestError, UnanswerableError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -54,11 +54,14 @@ class Request:
         deltas: what came out and was not taken yet.
         rules: what favours or forbids tokens; None where nothing does.
         priority: the smaller, the sooner, where the policy looks at it.
+        salt: pages are shared only among requests with the same one.
         overtaken: how many requests that came later were let in before it.
         admitted: whether it was let in at least once; ``cached`` is known then.
         cached: tokens of the prompt whose pages were found in the prefix cache.
         digests: of the sequence's full pages, as far as somebody has asked for them.
         entered: how many of these pages are in the prefix cache, found there or put there.
+        unproven: tokens that it had when it was let in: until one follows, nobody has seen whether what it computes
+            are numbers.
         error: what went wrong, where the reason is ``error``.
         cause: the exception behind it, if there was one.
     """
@@ -75,11 +78,13 @@ class Request:
     deltas: deque[Delta] = field(default_factory=deque)
     rules: LogitRules | None = None
     priority: int = 0
+    salt: str = ""
     overtaken: int = 0
     admitted: bool = False
     cached: int = 0
     digests: list[bytes] = field(default_factory=list)
     entered: int = 0
+    unproven: int = 0
     error: str = ""
     cause: Exception | None = None
 
@@ -96,6 +101,12 @@ class Request:
     def generated_count(self) -> int:
         """How many tokens follow the prompt."""
         return len(self.tokens) - len(self.prompt_ids)
+
+    @property
+    def failure(self) -> GenerationError:
+        """What a caller is told of a request that ended with ``error``."""
+        kind = UnanswerableError if self.rules is not None and self.rules.failed else GenerationError
+        return kind(self.error or "the request has failed")
 
     @property
     def generated(self) -> list[int]:
@@ -119,3 +130,21 @@ def checked_ids(token_ids: Sequence[int], vocab: int) -> tuple[int, ...]:
                 f"token {i} of the prompt is {token}, outside of the vocabulary of {vocab}", field="prompt"
             )
     return tuple(int(token) for token in token_ids)
+
+
+def check_standing(priority: int, salt: str, *, used: bool) -> None:
+    """Raises :class:`RequestError` for what no priority or salt can be, or a priority that nobody would look at.
+
+    Args:
+        used: whether somebody does.
+    """
+    if not isinstance(priority, Integral) or isinstance(priority, bool):
+        raise RequestError(f"priority is {priority!r}", field="priority", remedy="give an integer")
+    if priority and not used:
+        raise RequestError(
+            f"priority is {priority}, but engine.policy does not look at it",
+            field="priority",
+            remedy="leave it out, or load the model with engine.policy=priority",
+        )
+    if not isinstance(salt, str):
+        raise RequestError(f"the salt is a {type(salt).__name__}", field="cache_salt", remedy="give a text")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 
 from llmcore.cache.pages import PagePool
-from llmcore.engine.policies import Fcfs, Policy, arrival
+from llmcore.engine.policies import Fcfs, Guarded, Policy, arrival
 from llmcore.engine.request import Request
 from llmcore.errors import InternalError, RequestError
 
@@ -18,12 +18,13 @@ sequence's end, so that a new token follows. Bare, as one is made for each seque
 class Scheduler:
     """Iteration-level scheduling (Yu et al. 2022, Orca): sequences join and leave between steps.
 
-    Running sequences come first, in the order in which they were let in; what is left of the budget goes to waiting
-    ones, a long prompt in chunks. When pages run out, the latest to be let in gives its pages back and waits; what of
-    its tokens the prefix cache has lost by then is computed again.
+    Running sequences come first, in the order in which they were let in, or stand by their policy; what is left of the
+    budget goes to waiting ones, a long prompt in chunks. When pages run out, the last of them gives its pages back and
+    waits, so the first one always gets on; what of the tokens the prefix cache has lost by then is computed again.
 
     Attributes:
         waiting: in order of arrival; they hold no pages.
+        running: those that a policy lets go first come last.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Scheduler:
         self.max_seqs = max_seqs
         self.max_tokens = max_tokens
         self.max_context = min(max_context, len(pool.references) * page_size)
-        self.policy = policy or Fcfs()
+        self.policy = Guarded(policy or Fcfs())
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
@@ -72,13 +73,13 @@ class Scheduler:
         budget = self.max_tokens
         plan: list[Scheduled] = []
         preempted = False
-        while budget > 0 and len(plan) < len(self.running):  # the latest ones may leave meanwhile
+        while budget > 0 and len(plan) < len(self.running):  # the last ones may leave meanwhile
             request = self.running[len(plan)]
             pending = len(request.tokens) - request.computed
             count = pending if pending < budget else budget
             if request.computed + count > len(request.pages) * self.page_size:
                 preempted |= self._make_room(request, count)
-                if len(plan) == len(self.running):  # it was the latest itself
+                if len(plan) == len(self.running):  # it was the last itself
                     break
             plan.append((request, count, count == pending))
             budget -= count
@@ -119,7 +120,7 @@ class Scheduler:
         if prefixes is None:
             return []
         full = (len(request.tokens) - 1) // self.page_size
-        prefixes.extend(request.digests, request.tokens, full)
+        prefixes.extend(request.digests, request.tokens, full, request.salt)
         return prefixes.find(request.digests[:full])
 
     def _fits(self, request: Request, found: list[int]) -> bool:
@@ -144,10 +145,11 @@ class Scheduler:
             if other.id > request.id:
                 break
             other.overtaken += 1
-        self.running.append(request)
+        self.policy.place(self.running, request)
         self.pool.share(found)
         request.pages = [*found, *self.pool.allocate(self._pages_of(len(request.tokens)) - len(found))]
         request.entered = len(found)
+        request.unproven = len(request.tokens)
         request.computed = len(found) * self.page_size
         self._coming.update(request.digests[len(found) :])
         if not request.admitted and self.pool.prefixes is not None:
@@ -159,13 +161,15 @@ class Scheduler:
     def keep(self, request: Request) -> None:
         """Puts the pages that ``request`` has filled into the prefix cache; they must be computed, not just planned.
 
+        And proven: logits that are numbers have followed them, so all that they were made of are numbers. The pages
+        of a prompt wait for the first token, however many chunks it takes: a page that holds NaN is found by nobody.
         Called where a step computed several tokens, where a page more is needed, and at the end: a step of one token
         costs nothing.
         """
         prefixes, full = self.pool.prefixes, request.computed // self.page_size
-        if prefixes is None or full <= request.entered:
+        if prefixes is None or full <= request.entered or len(request.tokens) <= request.unproven:
             return
-        prefixes.extend(request.digests, request.tokens, full)
+        prefixes.extend(request.digests, request.tokens, full, request.salt)
         for i in range(request.entered, full):
             prefixes.enter(request.digests[i], request.pages[i])
             self._coming.discard(request.digests[i])
@@ -196,9 +200,9 @@ class Scheduler:
         return self._pages_of(request.computed + count) - len(request.pages)
 
     def _make_room(self, request: Request, count: int) -> bool:
-        """Gives ``request`` the pages for ``count`` tokens; says whether the latest arrivals had to give theirs back.
+        """Gives ``request`` the pages for ``count`` tokens; says whether the last that run had to give theirs back.
 
-        ``request`` may be the latest itself; it waits then.
+        ``request`` may be the last itself; it waits then.
         """
         self.keep(request)
         missing = self._missing(request, count)

@@ -7,7 +7,6 @@ from types import TracebackType
 
 from llmcore.engine.engine import Engine
 from llmcore.engine.request import Delta, Request
-from llmcore.errors import GenerationError
 
 
 class Stream(Iterator[Delta]):
@@ -31,7 +30,7 @@ class Stream(Iterator[Delta]):
         try:
             while not self.request.deltas:
                 if self.request.finish_reason == "error":
-                    raise GenerationError(self.request.error) from self.request.cause
+                    raise self.request.failure from self.request.cause
                 if self.request.finish_reason is not None:
                     raise StopIteration
                 self.engine.step(self.request)

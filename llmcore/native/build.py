@@ -7,6 +7,7 @@ The children write to the cache directory, from where this process links. What t
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from llmcore.native.code import compile_kept, file_of, progress
 
 FEWEST = 3  # to compile fewer takes no longer than it takes children to start
 MOST = 8  # children: each takes some 250 MB
+TIDY_S = 0.5  # that a child may take to end by itself
 PATIENCE_S = 600  # then this process compiles what is left
 
 CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import llmcore.native.build as b; b.serve()"
@@ -62,7 +64,7 @@ class _Helper(threading.Thread):
 
     def __init__(self, waiting: deque[str]) -> None:
         super().__init__(daemon=True)
-        self._waiting, self.done = waiting, 0
+        self._waiting, self.done, self._busy = waiting, 0, False
         path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # others mean nothing to Python
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         command = [sys.executable, "-P", "-c", CHILD, path]  # -P: a json.py where the user stands is none of ours
@@ -75,7 +77,9 @@ class _Helper(threading.Thread):
         try:
             while self._waiting:
                 print(self._waiting.popleft(), file=self._child.stdin, flush=True)
+                self._busy = True
                 answer = self._child.stdout.readline()
+                self._busy = False
                 if not answer:
                     return
                 self.done += answer == "kept\n"
@@ -83,7 +87,11 @@ class _Helper(threading.Thread):
             return
 
     def stop(self) -> None:
-        """Ends the child."""
+        """Ends the child; one that is at work may remove what it has begun to write."""
+        if self._busy:
+            self._child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(TIDY_S)
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
@@ -95,6 +103,8 @@ class _Helper(threading.Thread):
 def serve() -> None:
     """The child's side: compiles what comes in, a target on each line, and answers each."""
     answers, sys.stdout = sys.stdout, sys.stderr  # a kernel's module may print
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent says when to end
     for line in sys.stdin:
         try:
             made = compile_kept(line.strip())

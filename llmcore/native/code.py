@@ -153,8 +153,13 @@ def _keep(file: Path, code: MachineCode) -> None:
     """Writes ``file`` whole or not at all, whoever else does the same."""
     try:
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".", delete=False) as part:
-            part.write(code.packed())
-        Path(part.name).replace(file)
+            try:
+                part.write(code.packed())
+                part.flush()
+                Path(part.name).replace(file)
+            except BaseException:  # an interrupt too
+                Path(part.name).unlink(missing_ok=True)
+                raise
     except OSError as error:
         warnings.warn(f"compiled kernels are not kept: {error}", CompileWarning, stacklevel=3)
 

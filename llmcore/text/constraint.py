@@ -86,6 +86,14 @@ class ConstraintCompiler:
         self._lock = Lock()  # around what is kept, and the trie
         self._trie: LLTokenizer | None = None
 
+    def knows(self, kind: str, text: str) -> bool:
+        """Whether :meth:`matcher` has its answer at once; it is kept for longer then."""
+        with self._lock:
+            known = (kind, text) in self._kept
+            if known:
+                self._kept.move_to_end((kind, text))
+            return known
+
     def matcher(self, kind: str, text: str) -> Matcher:
         """A matcher at the beginning of an answer; ``kind`` and ``text`` are a ``Constraint``'s. May take seconds.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmcore.engine.request import Delta, Request, TokenLogprobs
 from llmcore.engine.results import Completion
+from llmcore.text.detokenizer import Detokenizer
 from llmcore.text.tokenizer import Tokenizer
 from llmcore_server.tools import ToolCall
 
@@ -20,16 +21,22 @@ def _reason(reason: str | None, *, called: bool) -> str | None:
 
 @dataclass
 class Usage:
-    """Tokens of all answers to one call."""
+    """Tokens of all answers to one call.
 
+    Attributes:
+        choices: answers to each prompt, which stand side by side.
+    """
+
+    choices: int = 1
     prompt: int = 0
     completion: int = 0
     cached: int = 0
 
-    def add(self, request: Request, completion: int, *, first: bool) -> None:
-        """Another answer; ``first``: of its prompt, which the others find in the cache in any case."""
+    def add(self, index: int, request: Request, completion: int) -> None:
+        """The answer number ``index``, of so many tokens. A prompt counts once: the others find it in the cache."""
         self.completion += completion
-        if first:
+        if index % self.choices == 0:
+            self.prompt += len(request.prompt_ids)
             self.cached += request.cached
 
     def body(self) -> dict[str, Any]:
@@ -40,6 +47,25 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": min(self.cached, self.prompt)},
         }
+
+
+class Places:
+    """Where each token's text begins in an answer, echo included, counted in characters.
+
+    A token of some bytes of a character, and one that is no text, is where the text goes on. What a stop text holds
+    back, or cuts off, counts: a token's place is known when the token is, and does not depend on those behind it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, echo: int) -> None:
+        """Args: ``echo`` is how many characters stand before the answer."""
+        self._detokenizer = Detokenizer(tokenizer, continues=True)
+        self._place = echo
+
+    def next(self, token: int) -> int:
+        """The place of the next token."""
+        place = self._place
+        self._place += len(self._detokenizer.push(token))
+        return place
 
 
 @dataclass
@@ -85,7 +111,8 @@ class Writer:
             choice["message"] = message
         else:
             choice["text"] = echo + answer.text
-        choice["logprobs"] = self.logprobs(answer.logprobs, len(echo)) if answer.logprobs else None
+        places = Places(self.tokenizer, len(echo))
+        choice["logprobs"] = self.logprobs(answer.logprobs, places) if answer.logprobs else None
         return choice
 
     def first_chunk(self, index: int, echo: str) -> dict[str, Any] | None:
@@ -95,9 +122,9 @@ class Writer:
             return self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
         return self._chunk({"index": index, "text": echo, "logprobs": None, "finish_reason": None}) if echo else None
 
-    def chunk(self, index: int, delta: Delta, offset: int, *, called: bool = False) -> dict[str, Any]:
-        """One piece of a choice; ``offset`` characters came before it; ``called``: functions are to be called."""
-        logprobs = self.logprobs(delta.logprobs, offset) if delta.logprobs else None
+    def chunk(self, index: int, delta: Delta, places: Places, *, called: bool = False) -> dict[str, Any]:
+        """One piece of a choice; ``places`` has seen the tokens before it; ``called``: functions are to be called."""
+        logprobs = self.logprobs(delta.logprobs, places) if delta.logprobs else None
         reason = _reason(delta.finish_reason, called=called)
         choice: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": reason}
         if self.chat:
@@ -123,18 +150,16 @@ class Writer:
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return self._envelope(self._chunks, [choice])
 
-    def logprobs(self, tokens: Iterable[TokenLogprobs], offset: int) -> dict[str, Any]:
-        """Log-probabilities of some tokens, whose text begins ``offset`` characters into the answer."""
+    def logprobs(self, tokens: Iterable[TokenLogprobs], places: Places) -> dict[str, Any]:
+        """Log-probabilities of some tokens, the next ones of ``places``."""
         if self.chat:
             return {"content": [self._chat_logprobs(token) for token in tokens], "refusal": None}
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
-            text = self._text(token.token_id)
-            found["tokens"].append(text)
+            found["tokens"].append(self._text(token.token_id))
             found["token_logprobs"].append(token.logprob)
             found["top_logprobs"].append({self._text(other): value for other, value in token.top})
-            found["text_offset"].append(offset)
-            offset += len(text)
+            found["text_offset"].append(places.next(token.token_id))
         return found
 
     def _chat_logprobs(self, token: TokenLogprobs) -> dict[str, Any]:

@@ -84,32 +84,28 @@ def _from_here(headers: dict[bytes, bytes]) -> bool:
         return False
 
 
-async def body_of(request: Request, kind: type[Body], limit: int) -> Body:
+async def body_of(request: Request, kind: type[Body], service: Service) -> Body:
     """The body as ``kind`` says it must be.
 
     Raises:
-        Refusal: 413 where it is longer than ``limit`` bytes.
+        Refusal: what :meth:`Service.reading` raises; 400 where it is no JSON.
         ValidationError: it is something else.
     """
     said = request.headers.get("content-length", "0")
-    if said.isdigit() and int(said) > limit:
-        raise _too_long(limit)
     data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > limit:
-            raise _too_long(limit)
-    try:
-        found = from_json(bytes(data), cache_strings="keys")  # else 16,384 of what clients said stay in memory
-    except ValueError as error:
-        raise Refusal(400, f"the body is no JSON: {error}", code="invalid_json") from error
-    if isinstance(found, dict) and len(found) > MOST_KEYS:
-        raise Refusal(400, f"the body has {len(found)} keys", code="invalid_value")
-    return kind.model_validate(found)
-
-
-def _too_long(limit: int) -> Refusal:
-    return Refusal(413, f"the body is longer than {limit} bytes", code="body_too_large")
+    with service.reading() as take:
+        if said.isdigit() and int(said) > service.limits.body_bytes:
+            take(int(said))
+        async for piece in request.stream():
+            take(len(piece))
+            data += piece
+        try:
+            found = from_json(bytes(data), cache_strings="keys")  # else 16,384 of what clients said stay in memory
+        except ValueError as error:
+            raise Refusal(400, f"the body is no JSON: {error}", code="invalid_json") from error
+        if isinstance(found, dict) and len(found) > MOST_KEYS:
+            raise Refusal(400, f"the body has {len(found)} keys", code="invalid_value")
+        return kind.model_validate(found)
 
 
 def make_app(service: Service) -> ASGIApp:
@@ -149,18 +145,18 @@ def _handle_errors(app: FastAPI) -> None:
 def _add_completions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: Request) -> Response:
-        return await completions.chat(service, await body_of(request, ChatFields, service.limits.body_bytes), request)
+        return await completions.chat(service, await body_of(request, ChatFields, service), request)
 
     @app.post("/v1/completions", response_model=None)
     async def complete(request: Request) -> Response:
-        fields = await body_of(request, CompletionFields, service.limits.body_bytes)
+        fields = await body_of(request, CompletionFields, service)
         return await completions.complete(service, fields, request)
 
 
 def _add_embeddings(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings", response_model=None)
     async def embed(request: Request) -> Response:
-        return await embeddings.embed(service, await body_of(request, EmbeddingFields, service.limits.body_bytes))
+        return await embeddings.embed(service, await body_of(request, EmbeddingFields, service))
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -187,7 +183,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize")
     async def tokenize(request: Request) -> JSONResponse:
-        fields = await body_of(request, TokenizeFields, service.limits.body_bytes)
+        fields = await body_of(request, TokenizeFields, service)
         service.check_model(fields.model)
         llm = service.llm
         if (fields.prompt is None) == (fields.messages is None):
@@ -203,7 +199,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> JSONResponse:
-        fields = await body_of(request, DetokenizeFields, service.limits.body_bytes)
+        fields = await body_of(request, DetokenizeFields, service)
         service.check_model(fields.model)
         tokenizer = service.llm.llm.tokenizer
         wrong = next((token for token in fields.tokens if not 0 <= token < tokenizer.vocab_size), None)

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from llmcore.config.command import Command, Job
 from llmcore.config.models import name_of
 from llmcore.engine.request import Request
 from llmcore.engine.results import Collector
-from llmcore.errors import ConfigError, GenerationError, LlmcoreError, RequestError
+from llmcore.errors import ConfigError, LlmcoreError, RequestError
 from llmcore_server.answers import Usage, Writer
 from llmcore_server.command import check_unused
 from llmcore_server.fields import ChatFields, CompletionFields
@@ -195,10 +195,10 @@ class Task:
 
     entry: Entry
     writer: Writer
+    usage: Usage
     requests: list[Request]
     echoes: list[str]
     collectors: list[Collector] = field(default_factory=list)
-    choices: int = 1
 
     @property
     def ended(self) -> bool:
@@ -259,17 +259,14 @@ class Batch:
             prompts = [self._llm.chat_ids([message.plain() for message in fields.messages])]
         else:
             prompts = [self._llm.encode(prompt) for prompt in fields.prompts]
-        task = Task(entry, Writer(chat, fields.model, tokenizer), [], [])
+        task = Task(entry, Writer(chat, fields.model, tokenizer), Usage(fields.choices), [], [])
         echo = isinstance(fields, CompletionFields) and bool(fields.echo)
-        made = [
-            (ids, params if params.seed is None else replace(params, seed=(params.seed + choice) % 2**63))
-            for ids in prompts
-            for choice in range(fields.choices)
-        ]
-        requests = [self._llm.engine.request(ids, own, continues=not chat) for ids, own in made]
+        made = [(ids, own) for ids in prompts for own in fields.drawn(params)]
+        how = {"continues": not chat, **fields.standing()}
+        requests = [self._llm.engine.request(ids, own, **how) for ids, own in made]
         for request in requests:  # all are good: none has to be taken back
             self._llm.engine.enqueue(request)
-        task.requests, task.choices = requests, fields.choices
+        task.requests = requests
         task.echoes = [tokenizer.decode(request.prompt_ids) if echo else "" for request in requests]
         task.collectors = [Collector(request, 0.0) for request in requests]
         return task
@@ -282,14 +279,13 @@ class Batch:
     def _end(self, task: Task) -> None:
         failed = next((request for request in task.requests if request.finish_reason == "error"), None)
         if failed is not None:
-            refusal = refused(GenerationError(failed.error or "the request has failed"))
+            refusal = refused(failed.failure)
             self._write(task.entry, refusal.status, refusal.body)
             return
         answers = [collector.completion() for collector in task.collectors]
-        usage = Usage(sum(len(request.prompt_ids) for request in task.requests[:: task.choices]))
         for index, (request, answer) in enumerate(zip(task.requests, answers, strict=True)):
-            usage.add(request, len(answer.token_ids), first=index % task.choices == 0)
-        self._write(task.entry, 200, task.writer.whole(answers, usage, task.echoes, [()] * len(answers)))
+            task.usage.add(index, request, len(answer.token_ids))
+        self._write(task.entry, 200, task.writer.whole(answers, task.usage, task.echoes, [()] * len(answers)))
 
     def _write(self, entry: Entry, status: int, body: dict[str, Any]) -> None:
         response = {"status_code": status, "body": body}

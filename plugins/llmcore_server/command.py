@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcore.cli.model import load, model_as_setting, settings
 from llmcore.cli.settings import run_with_settings
@@ -17,10 +21,15 @@ from llmcore.config.arguments import NO_CACHE
 from llmcore.config.command import Command, Job
 from llmcore.config.models import name_of
 from llmcore.config.schema import Config, ServerConfig
-from llmcore.errors import ConfigError, LlmcoreError
+from llmcore.errors import ConfigError
 from llmcore_server.network import HEADER_BYTES, is_loopback
 
+if TYPE_CHECKING:
+    from llmcore.llm import LLM
+
 COMMAND = Command("llmcore serve", "answer OpenAI's API over HTTP: completions, conversations", (NO_CACHE,), "serve")
+ENDED = 128  # more than the number of the signal that ended a process, as shells report it
+STOPPED_S = 10  # to stop without waiting for answers
 SWITCH_S = 2e-4  # how long other threads may keep the engine's from going on to its next step
 
 
@@ -40,9 +49,15 @@ def run(job: Job) -> int:
     check_unused(job.config)
     config = job.config.server
     key = api_key(config)
+    bounds = limits(config, key)
     listener = listen(config)
     sys.setswitchinterval(SWITCH_S)
-    return asyncio.run(_serve(job, key, listener))
+    name = config.model_name or name_of(job.config.model.ref)
+    host, port = listener.getsockname()[:2]
+    with Serving(name, bounds, listener, config.drain_s) as serving:
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port} loads {name} …", file=sys.stderr, flush=True)
+        serving.answer(load(settings(job)))
+    return 0
 
 
 def check_unused(config: Config) -> None:
@@ -73,6 +88,25 @@ def api_key(config: ServerConfig) -> str:
     return key
 
 
+def limits(config: ServerConfig, key: str) -> Any:
+    """What the server takes on; raises :class:`ConfigError` where one bound leaves no room for another."""
+    from llmcore_server.service import Limits
+
+    if config.max_bodies_mb < config.max_body_mb:
+        raise ConfigError(
+            f"server.max_bodies_mb={config.max_bodies_mb} has no room for server.max_body_mb={config.max_body_mb}",
+            remedy="all bodies together may be no smaller than one",
+        )
+    return Limits(
+        config.max_waiting,
+        config.max_body_mb << 20,
+        key,
+        config.max_bodies_mb << 20,
+        config.max_connections,
+        config.read_timeout_s,
+    )
+
+
 def listen(config: ServerConfig) -> socket.socket:
     """The socket; raises :class:`ConfigError` where the address cannot be had."""
     try:
@@ -89,40 +123,89 @@ def listen(config: ServerConfig) -> socket.socket:
     return listener
 
 
-async def _serve(job: Job, key: str, listener: socket.socket) -> int:
-    from llmcore_server.app import make_app
-    from llmcore_server.service import Limits, Service
+class Serving:
+    """A server in a thread of its own, so that the main thread can load the model: there signals can end that at once.
 
-    config = job.config.server
-    name = config.model_name or name_of(job.config.model.ref)
-    service = Service(name, Limits(config.max_waiting, config.max_body_mb << 20, key))
-    server = make_server(service, make_app(service), config.drain_s)
-    host, port = listener.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port} loads {name} …", file=sys.stderr, flush=True)
-    serving = asyncio.create_task(server.serve([listener]))
-    try:
-        await service.load(lambda: load(settings(job)))
-        print(f"{name} is ready", file=sys.stderr, flush=True)
-    except LlmcoreError as error:
-        server.should_exit = True
-        await serving
-        raise error from None
-    await serving
-    return 0
+    What is on its way to the cache directory is removed then, as for any interrupt.
+    """
+
+    def __init__(self, name: str, limits: Any, listener: socket.socket, drain_s: float) -> None:
+        self._make = name, limits, drain_s
+        self._listener = listener
+        self._ready = threading.Event()
+        self._loaded = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="llmcore-server", daemon=True)
+        self._handlers: dict[int, Any] = {}
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        from llmcore_server.app import make_app
+        from llmcore_server.service import Service
+
+        name, limits, drain_s = self._make
+        self._loop, self.service = asyncio.get_running_loop(), Service(name, limits)
+        self._server = make_server(self.service, make_app(self.service), drain_s)
+        self._ready.set()
+        await self._server.serve([self._listener])
+
+    def __enter__(self) -> Serving:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._told)
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops, whatever is under way."""
+        self._leave(self._stop)
+        self._thread.join(STOPPED_S)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _told(self, number: int, _: FrameType | None) -> None:
+        """In a signal's handler: answers come to their end; there are none as long as the model is loaded."""
+        if self._loaded:
+            self._leave(self._server.leave)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(ENDED + number)
+
+    def _leave(self, how: Callable[[], None]) -> None:
+        with suppress(RuntimeError, AttributeError):  # it has ended, or never begun
+            self._loop.call_soon_threadsafe(how)
+
+    def _stop(self) -> None:
+        self._server.force_exit = self._server.should_exit = True
+
+    def answer(self, llm: LLM) -> None:
+        """Answers with ``llm`` until a signal comes."""
+        self._loaded = True
+        asyncio.run_coroutine_threadsafe(self.service.load(lambda: llm), self._loop).result()
+        print(f"{self.service.name} is ready", file=sys.stderr, flush=True)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def make_server(service: Any, app: Any, drain_s: float) -> Any:
     """A uvicorn server that answers what is under way before it stops."""
     import uvicorn
 
+    from llmcore_server.connections import Connection
+
     class Server(uvicorn.Server):
-        """The first signal lets answers come to their end, the second does not."""
+        """Told to leave, it lets answers come to their end; told again, it does not."""
 
         draining: asyncio.Task[None] | None = None
-
-        def handle_exit(self, _signal: int, _frame: FrameType | None) -> None:
-            """In a signal handler."""
-            asyncio.get_event_loop().call_soon_threadsafe(self.leave)
 
         def leave(self) -> None:
             """Begins to stop, or stops at once."""
@@ -137,8 +220,9 @@ def make_server(service: Any, app: Any, drain_s: float) -> Any:
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=partial(Connection, service.limits),  # type: ignore[arg-type]  # it is only ever called
         ws="none",
+        lifespan="off",  # the application has nothing to begin or to end with
         log_level="warning",
         access_log=False,
         h11_max_incomplete_event_size=HEADER_BYTES,

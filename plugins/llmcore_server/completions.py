@@ -20,7 +20,8 @@ from llmcore.engine.request import Delta
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import GenerationError, RequestError
-from llmcore_server.answers import Usage, Writer
+from llmcore_server.answers import Places, Usage, Writer
+from llmcore_server.connections import EVENTS
 from llmcore_server.fields import ChatFields, CompletionFields
 from llmcore_server.metrics import Clock
 from llmcore_server.refusals import Refusal, refused
@@ -46,7 +47,6 @@ class Call:
     echoes: list[str]
     clocks: list[Clock]
     scanner: Callable[[], Scanner] | None = None  # of calls of functions, where the model was told of some
-    choices: int = 1
 
     def close(self) -> None:
         """Aborts what has not ended."""
@@ -103,8 +103,9 @@ async def _answer(
     with service.admitted(count * fields.choices) as llm:
         found = await prompts(llm)
         call = await _submitted(service, llm, fields, params, found)
-        call.scanner, call.choices = scanner, fields.choices
+        call.scanner = scanner
     if fields.stream:
+        http.scope.setdefault("state", {})[EVENTS] = True
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
         return StreamingResponse(
             _events(call, wants_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
@@ -121,15 +122,14 @@ async def _submitted(
 ) -> Call:
     """Hands every answer to the engine; all of them or, where one is refused, none."""
     is_chat = isinstance(fields, ChatFields)
-    writer, usage = Writer(is_chat, fields.model, llm.llm.tokenizer), Usage(sum(map(len, prompts)))
+    writer, usage = Writer(is_chat, fields.model, llm.llm.tokenizer), Usage(fields.choices)
     echo = isinstance(fields, CompletionFields) and bool(fields.echo)
     call = Call(writer, usage, [], [], [])
     try:
         for ids in prompts:
             text = llm.llm.tokenizer.decode(ids) if echo else ""
-            for choice in range(fields.choices):
-                own = params if params.seed is None else replace(params, seed=(params.seed + choice) % 2**63)
-                call.streams.append(await llm.begin(ids, own, continues=not is_chat))
+            for own in fields.drawn(params):
+                call.streams.append(await llm.begin(ids, own, continues=not is_chat, **fields.standing()))
                 call.echoes.append(text)
                 call.clocks.append(Clock(service.metrics))
     except BaseException:
@@ -156,7 +156,7 @@ async def _whole(call: Call, http: Request) -> Response:
         with suppress(asyncio.CancelledError, Exception):
             await task
     for index, (stream, answer) in enumerate(zip(call.streams, answers, strict=True)):
-        call.usage.add(stream.request, len(answer.token_ids), first=index % call.choices == 0)
+        call.usage.add(index, stream.request, len(answer.token_ids))
     calls: list[list[ToolCall]] = [[] for _ in answers]
     if call.scanner is not None:
         answers = [_without_calls(call.scanner(), answer, found) for answer, found in zip(answers, calls, strict=True)]
@@ -229,18 +229,17 @@ async def _events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
 
 
 async def _choice(call: Call, index: int) -> AsyncIterator[bytes]:
-    written, tokens, calls = len(call.echoes[index]), 0, list[ToolCall]()
+    places, tokens, calls = Places(call.writer.tokenizer, len(call.echoes[index])), 0, list[ToolCall]()
     head = _event(call.writer.first_chunk(index, call.echoes[index]))
     async for delta in _without_marks(call, index, calls):
         tokens += len(delta.token_ids)
         if delta.finish_reason and calls:
             head += _event(call.writer.calls_chunk(index, delta.text, calls))
-            yield head + _event(call.writer.chunk(index, delta._replace(text=""), written, called=True))
+            yield head + _event(call.writer.chunk(index, delta._replace(text=""), places, called=True))
         elif delta.text or delta.logprobs or delta.finish_reason:
-            yield head + _event(call.writer.chunk(index, delta, written))
+            yield head + _event(call.writer.chunk(index, delta, places))
             head = b""
-        written += len(delta.text)
-    call.usage.add(call.streams[index].request, tokens, first=index % call.choices == 0)
+    call.usage.add(index, call.streams[index].request, tokens)
 
 
 async def _without_marks(call: Call, index: int, calls: list[ToolCall]) -> AsyncIterator[Delta]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,8 @@ TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 FUNCTION_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 MOST_TOKENS = 2**31
 SEEDS = 2**63 - 1
+PRIORITIES = 2**31
+MOST_SALT = 1024
 
 
 class Fields(BaseModel):
@@ -99,6 +102,8 @@ class Sampling(Fields):
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_BIASES)] | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
+    priority: Annotated[int, Field(ge=-PRIORITIES, le=PRIORITIES)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MOST_SALT)] | None = None
 
     def params(self, **more: Any) -> SamplingParams:
         """As the engine takes them; ``more`` is what the two kinds say in different words.
@@ -127,6 +132,10 @@ class Sampling(Fields):
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None}, **more)
 
+    def standing(self) -> dict[str, Any]:
+        """As the engine takes it beside the parameters: who goes first, and with whom pages are shared."""
+        return {"priority": self.priority or 0, "salt": self.cache_salt or ""}
+
     def _biases(self) -> dict[int, float] | None:
         """By token; JSON has them as text."""
         if not self.logit_bias:
@@ -140,6 +149,12 @@ class Sampling(Fields):
     def choices(self) -> int:
         """How many answers are wanted."""
         return self.n or 1
+
+    def drawn(self, params: SamplingParams) -> list[SamplingParams]:
+        """The parameters of each answer to a prompt: a seed is the first one's, and each that follows has the next."""
+        if params.seed is None:
+            return [params] * self.choices
+        return [replace(params, seed=(params.seed + choice) % (SEEDS + 1)) for choice in range(self.choices)]
 
 
 class TextPart(Fields):

@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from llmcore.errors import ChatTemplateError, GenerationError, LlmcoreError, RequestError
+from llmcore.errors import BusyError, ChatTemplateError, GenerationError, LlmcoreError, RequestError, UnanswerableError
+
+BUSY_S = 5  # until another try has a chance, in seconds
 
 
 class Refusal(Exception):
@@ -49,6 +51,8 @@ def refused(error: Exception) -> Refusal:
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
+    if isinstance(error, UnanswerableError):  # before what it is a kind of: clients ask again after a 500
+        return Refusal(400, _said(error), code="unanswerable")
     if isinstance(error, GenerationError):
         return Refusal(500, str(error), code="generation_failed")
     if isinstance(error, RequestError):
@@ -56,6 +60,8 @@ def refused(error: Exception) -> Refusal:
         return Refusal(400, _said(error), param=error.field or None, code=code)
     if isinstance(error, ChatTemplateError):
         return Refusal(400, _said(error), param="messages", code="chat_template")
+    if isinstance(error, BusyError):
+        return Refusal(429, _said(error), code="queue_full", retry_after=BUSY_S)
     if isinstance(error, LlmcoreError):
         return Refusal(400, _said(error), code="invalid_value")
     raise error

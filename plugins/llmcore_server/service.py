@@ -27,11 +27,17 @@ class Limits:
         waiting: answers that are under way or wait, at most; what comes then is refused before it is looked at.
         body_bytes: of a request.
         api_key: empty for none.
+        bodies_bytes: of all bodies that are being read.
+        connections: at most.
+        read_s: seconds that a header, or a body that comes slowly, may take.
     """
 
     waiting: int = 256
     body_bytes: int = 16 << 20
     api_key: str = ""
+    bodies_bytes: int = 128 << 20
+    connections: int = 768
+    read_s: float = 20.0
 
 
 class Service:
@@ -50,6 +56,7 @@ class Service:
         self.draining = False
         self._llm: AsyncLLM | None = None
         self._preparing = 0  # answers that are admitted and not submitted yet
+        self._reading = 0  # bytes of bodies
 
     async def load(self, open_model: Callable[[], LLM]) -> None:
         """Loads the model in another thread; requests are refused meanwhile."""
@@ -105,6 +112,29 @@ class Service:
             yield llm
         finally:
             self._preparing -= answers
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], None]]:
+        """While a body is read and understood; what it yields is told of each piece's bytes.
+
+        Raises:
+            Refusal: 413 where the body is too long, 503 where all bodies together are.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            taken += size
+            self._reading += size
+            if taken > self.limits.body_bytes:
+                raise Refusal(413, f"the body is longer than {self.limits.body_bytes} bytes", code="body_too_large")
+            if self._reading > self.limits.bodies_bytes:
+                raise Refusal(503, "too much is being sent at once", code="too_many_bodies", retry_after=RETRY_AFTER)
+
+        try:
+            yield take
+        finally:
+            self._reading -= taken
 
     def check_model(self, name: str | None) -> None:
         """Raises :class:`Refusal` (404) for another model than the one that is here."""

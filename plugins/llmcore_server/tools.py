@@ -79,7 +79,10 @@ class Writing:
         )
         if not isinstance(arguments, dict):
             return None
-        return ToolCall(found["name"], json.dumps(arguments, ensure_ascii=False))
+        try:
+            return ToolCall(found["name"], _written(arguments))
+        except ValueError:  # a number that is infinite once it is read
+            return None
 
 
 MARKED, BARE = Writing("arguments", marked=True), Writing("parameters", marked=False)
@@ -93,7 +96,11 @@ def writing_of(template: str) -> Writing | None:
 
 
 class Scanner:
-    """Takes an answer piece by piece: what is text comes out at once, what may be a call is held back."""
+    """Takes an answer piece by piece: what is text comes out at once, what may be a call is held back.
+
+    What comes out, and which calls are found, does not depend on the pieces. Text is lost in one place: white space
+    between a call and what is before or behind it, where that is another call or the end.
+    """
 
     def __init__(self, writing: Writing, names: frozenset[str] | None = None, *, several: bool = True) -> None:
         """Args:
@@ -105,6 +112,7 @@ class Scanner:
         self._several = several
         self._held = ""
         self._begun = False  # something other than white space came out
+        self._object = ObjectScan()  # of the mark that _held begins with
         self.calls: list[ToolCall] = []
 
     def push(self, text: str) -> str:
@@ -114,14 +122,11 @@ class Scanner:
 
     def finish(self) -> str:
         """The rest, once the answer has ended: text, if it was no call after all."""
-        held, self._held = self._held, ""
         if self._writing.marked:
-            start, mark, inner = held.partition(OPEN)
-            call = self._call(inner) if mark else None  # the closing mark may be missing
-            if call is not None:
-                self._add(call)
-                return start.rstrip()
-            return held
+            out = self._marked(ended=True)
+            held, self._held = self._held, ""
+            return out + ("" if self.calls and not held.strip() else held)
+        held, self._held = self._held, ""
         found = [self._call(part) for part in _objects(held)]
         calls = [call for call in found if call is not None]
         if not calls or len(calls) < len(found):
@@ -138,22 +143,52 @@ class Scanner:
         if self._several or not self.calls:
             self.calls.append(call)
 
-    def _marked(self) -> str:
+    def _marked(self, *, ended: bool = False) -> str:
+        """Takes from what is held all that is decided; ``ended``: no more comes."""
         out = ""
-        while CLOSE in self._held and OPEN in self._held.partition(CLOSE)[0]:
-            whole, _, self._held = self._held.partition(CLOSE)
-            before, _, inner = whole.rpartition(OPEN)
-            call = self._call(inner)
+        while True:
+            blank = len(self._held) - len(self._held.lstrip())
+            if not self._held.startswith(OPEN, blank):
+                cut = self._next_mark(ended)
+                out, self._held = out + self._held[:cut], self._held[cut:]
+                if not self._held.lstrip().startswith(OPEN):
+                    return out
+                continue
+            size = self._block(blank, ended)
+            if size is None:
+                return out
+            block, self._held, self._object = self._held[:size], self._held[size:], ObjectScan()
+            call = self._call(block[blank + len(OPEN) :].strip().removesuffix(CLOSE))
             if call is None:
-                out += whole + CLOSE
+                out += block
             else:
                 self._add(call)
-                out += before.rstrip()
-        cut = self._held.find(OPEN)
-        if cut < 0:
-            cut = len(self._held) - _overlap(self._held, OPEN)
-        out, self._held = out + self._held[:cut], self._held[cut:]
-        return out
+
+    def _next_mark(self, ended: bool) -> int:
+        """Where what is held may be a mark, with the white space before it: all before is text."""
+        at = self._held.find(OPEN)
+        if at < 0:
+            at = len(self._held) - (0 if ended else _overlap(self._held, OPEN))
+        return len(self._held[:at].rstrip())
+
+    def _block(self, blank: int, ended: bool) -> int | None:
+        """How much of what is held belongs to the mark after ``blank`` characters; None as long as that is open.
+
+        All up to the closing mark behind an object; the mark alone where none follows it. The closing mark may be
+        missing at the end of the answer.
+        """
+        begin = blank + len(OPEN)
+        end = self._object.end_in(self._held, begin)
+        if end is None and not ended:
+            return None
+        if not end:
+            return begin
+        rest = self._held[end:].lstrip()
+        if rest.startswith(CLOSE):
+            return len(self._held) - len(rest) + len(CLOSE)
+        if CLOSE.startswith(rest):
+            return (end if not rest else begin) if ended else None
+        return begin
 
     def _bare(self) -> str:
         if not self._begun and self._held.lstrip()[:1] in ("", "{"):
@@ -161,6 +196,63 @@ class Scanner:
         self._begun = True
         out, self._held = self._held, ""
         return out
+
+
+class ObjectScan:
+    """Where a JSON object ends, looked for in a text that grows; braces in its strings are none.
+
+    It goes on where it was, so that a long object costs no more than its length.
+    """
+
+    def __init__(self) -> None:
+        self._at = -1  # how far it has come
+        self._depth = 0
+        self._quoted = False
+        self._end: int | None = None
+
+    def end_in(self, text: str, begin: int) -> int | None:
+        """The end of the object at ``begin``, white space aside; 0 where none is there, None as long as it is open."""
+        self._at = max(self._at, begin)
+        while self._end is None and self._at < len(text):
+            if self._quoted:
+                self._at = INSIDE.match(text, self._at).end()  # type: ignore[union-attr]  # it matches nothing at all
+                if text[self._at :] in ("", "\\"):
+                    break
+                self._quoted = False
+                self._step(text[self._at] == '"')
+            else:
+                self._at = SPACE.match(text, self._at).end()  # type: ignore[union-attr]
+                if self._at < len(text):
+                    self._outside(text[self._at])
+        return self._end
+
+    def _outside(self, char: str) -> None:
+        self._quoted = char == '"'
+        self._depth += (char in "{[") - (char in "}]")
+        begins = self._depth == 1 and char == "{"
+        self._step(begins or char in "}]" or (self._depth > 0 and (char in '{[:,"+-._' or char.isalnum())))
+        if self._end is None and not self._depth:
+            self._end = self._at
+
+    def _step(self, good: bool) -> None:
+        """Goes over a character, which an object may have here or not."""
+        self._at += 1
+        if not good:
+            self._end = 0
+
+
+INSIDE = re.compile(r'(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*')  # of a string
+SPACE = re.compile(r"\s*")
+
+
+def _written(arguments: dict[str, Any]) -> str:
+    """As JSON: plain text, but for a half of a character that stands alone. Raises :class:`ValueError` for infinity."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(arguments)
+    return text
 
 
 def _no_number(text: str) -> None:

@@ -37,6 +37,23 @@ def test_digests_are_made_page_by_page_as_at_once():
     assert made == digests([5, 6, 7, 8, 9, 1], size=2)
 
 
+def test_a_salt_parts_whoever_does_not_share_it():
+    def salted(salt, tokens=range(8)):
+        made: list[bytes] = []
+        PrefixIndex(4).extend(made, tokens, 1)
+        unsalted, made = made, []
+        PrefixIndex(4).extend(made, tokens, 2, salt)
+        return made, unsalted
+
+    assert salted("a")[0] == salted("a")[0] != salted("b")[0]
+    assert not set(salted("a")[0]) & set(digests(range(8)))
+    assert salted("")[0] == digests(range(8))
+    first = digests(range(65, 69))  # nor does a salt that spells a page's tokens stand for that page
+    spelled = b"".join(i.to_bytes(8, "little") for i in range(65, 69)).decode()
+    assert not set(salted(spelled)[0]) & set(digests([*range(65, 69), *range(8)]))
+    assert first != salted("\ud800")[0][:1]
+
+
 def test_the_longest_beginning_is_found():
     _, index, held = filled()
     assert index.find(digests(range(12))) == held

@@ -78,6 +78,40 @@ def test_nobody_shares_the_pages_of_a_failed_request(llm):
     assert (again.cached, again.token_ids) == (0, whole)
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_nan_amid_a_prompt_is_found_by_nobody(llm, leaves):
+    """A chunk's damage shows at the first token, or never: what came of it is not in the prefix cache until then."""
+    short = dataclasses.replace(GREEDY, max_tokens=2)
+    prompt = [(11 * i + 1) % 200 for i in range(40)]  # three chunks
+    others = [[*prompt[:36], 5, 5], [*prompt[:14], 9, 9, 9]]
+    expected = [answer.token_ids for answer in llm.generate(others, short)]
+    llm.engine.scheduler.pool.forget(range(llm.runner.sizes.pages))
+    damaged = llm.engine.add(prompt, short)
+    llm.engine.step()
+    poison(llm, damaged)
+    requests = [llm.engine.add(each, short) for each in others]
+    llm.engine.step()
+    if leaves:
+        llm.engine.abort(damaged)
+    found = finish(llm, *requests)
+    assert [request.finish_reason for request in requests] == ["length", "length"]
+    assert [tuple(tokens) for tokens in found] == expected
+    assert damaged.finish_reason == ("abort" if leaves else "error")
+
+
+def test_what_is_ones_own_fault_takes_nothing_from_others(llm):
+    """A request that its own rules end has computed good pages: everybody's beginning stays in the cache."""
+    llm.generate(PROMPTS[2], GREEDY)
+    forbidden = dict.fromkeys(range(llm.spec.vocab_size), -100.0)
+    rules = llm.engine.add(PROMPTS[2], dataclasses.replace(GREEDY, logit_bias=forbidden))
+    rules.rules.bias[:] = -np.inf
+    broken = llm.engine.add(PROMPTS[2], GREEDY)
+    llm.engine.live[broken.id].detokenizer = None
+    finish(llm, rules, broken)
+    assert [request.finish_reason for request in (rules, broken)] == ["error", "error"]
+    assert llm.generate(PROMPTS[2], GREEDY)[0].cached == 4
+
+
 def test_one_nan_among_drawn_logits(llm, monkeypatch):
     run = llm.runner.run
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmcore import LLM, EngineSettings, SamplingParams, plugins
 from llmcore.cache.pages import PagePool
 from llmcore.cache.prefix import PrefixIndex
-from llmcore.engine.policies import Fcfs, Policy, Priority, Shortest
+from llmcore.engine.policies import Fcfs, Policy, PolicyWarning, Priority, Shortest
 from llmcore.engine.request import Request
 from llmcore.engine.scheduler import Scheduler
 from llmcore.errors import PluginError, RequestError
@@ -117,6 +117,81 @@ def test_the_bound_holds_and_everybody_is_served(shapes, kind, patience, pages, 
     assert schedule.pool.free == pages and not schedule._coming
 
 
+def test_the_least_important_gives_its_pages_back():
+    """Of those that run, whatever their order of arrival; among equals the latest."""
+    for priorities, victims in (([5, 0, 1], [0, 2]), ([1, 1, 1], [2, 1]), ([0, 5, 5], [2, 1])):
+        schedule = scheduler(Priority(), pages=8, max_seqs=3)
+        requests = [request(i, prompt=8, answer=20, priority=p) for i, p in enumerate(priorities)]
+        for each in requests:
+            schedule.add(each)
+        gave_back = []
+        while schedule.preemptions < 2:
+            before = list(schedule.running)
+            for running, count, complete in schedule.schedule():
+                running.computed += count
+                running.tokens += [7] * complete
+            gave_back += [each.id for each in reversed(before) if each not in schedule.running]
+            schedule.max_seqs = len(schedule.running)
+            schedule.verify()
+        assert gave_back == victims
+
+
+def test_who_was_overtaken_too_often_is_not_preempted():
+    policy = Priority()
+    starved = request(3, priority=9)
+    starved.overtaken = policy.patience
+    assert sorted([request(0, priority=-5), starved, request(1)], key=policy.standing)[0] is starved
+
+
+class Broken(Policy):
+    """Fails in one way."""
+
+    uses_priority = True
+
+    def __init__(self, method, answer):
+        def fail(*_):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        if method == "patience":
+            self.patience = answer
+        else:
+            setattr(self, method, fail)
+        self.reserves = method == "remaining"
+
+
+def test_what_is_no_policy_is_replaced_too():
+    schedule = scheduler(object())
+    with pytest.warns(PolicyWarning, match="the policy object has failed"):
+        assert run(schedule, [request(i) for i in range(3)]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("choose", ZeroDivisionError("theirs")),
+        ("choose", None),
+        ("choose", request(99)),
+        ("key", KeyError("theirs")),
+        ("standing", RuntimeError("theirs")),
+        ("standing", object()),
+        ("remaining", ValueError("theirs")),
+        ("remaining", "many"),
+        ("finished", TypeError("theirs")),
+        ("patience", None),
+    ],
+)
+def test_a_policy_that_fails_is_replaced(method, answer):
+    """With one warning; everybody is served, in the order in which they came from then on."""
+    schedule = scheduler(Broken(method, answer), pages=16, max_seqs=2)
+    with pytest.warns(PolicyWarning, match="the policy Broken has failed") as said:
+        order = run(schedule, [request(i, answer=3) for i in range(6)])
+    assert len(said) == 1
+    assert order == list(range(6))
+    assert type(schedule.policy.inner) is Fcfs and schedule.pool.free == 16
+
+
 def test_an_unknown_policy_names_the_near_ones(tmp_path):
     with pytest.raises(PluginError, match="no policy 'priorty'") as caught:
         LLM(str(tmp_path), engine=EngineSettings(policy="priorty"))
@@ -146,11 +221,20 @@ def test_a_plugin_s_policy(monkeypatch, tiny_model):
     llm.close()
 
 
+def test_a_policy_that_cannot_be_made(monkeypatch, tiny_model):
+    theirs = PolicyInfo("broken", "none", "helpers.tiny:make_tiny")  # it wants arguments
+    monkeypatch.setitem(plugins.plugins().policies, "broken", theirs)
+    with pytest.raises(PluginError, match=r"engine\.policy=broken: helpers\.tiny:make_tiny failed with TypeError"):
+        LLM(str(tiny_model("llama3").path), engine=EngineSettings(policy="broken"))
+
+
 def test_priorities_go_through_the_engine(tiny_model):
     sizes = EngineSettings(max_seqs=1, max_context=32, policy="priority")
     llm = LLM(str(tiny_model("llama3").path), engine=sizes, threads=1)
     with pytest.raises(RequestError, match="priority is 'high'"):
         llm.engine.add([1], SamplingParams(), priority="high")
+    with pytest.raises(RequestError, match="the salt is a bytes"):
+        llm.engine.add([1], SamplingParams(), salt=b"a")
     low, high = (llm.engine.add([1], SamplingParams(max_tokens=1, ignore_eos=True), priority=p) for p in (1, -1))
     llm.engine.step()
     assert (low.finish_reason, high.finish_reason) == (None, "length")

@@ -113,7 +113,7 @@ def test_who_waits_for_a_page_goes_on_without_when_its_maker_leaves(load):
     llm.engine.step()
     llm.engine.abort(first)
     llm.engine.step()
-    assert second.cached == 8 and second.computed == 16
+    assert second.cached == 0 and second.computed == 8  # no logits have proven what was there
 
 
 def test_a_preempted_request_finds_its_own_pages(load):
@@ -160,3 +160,16 @@ def test_damage_is_named(load):
         llm.engine.verify()
     llm.engine.scheduler.pool.references[page] -= 1
     llm.engine.abort(request)
+
+
+def test_a_salt_parts_tenants(load):
+    llm = load()
+
+    def asked(salt):
+        request = llm.engine.add(BEGINNING, GREEDY, salt=salt)
+        while not request.finish_reason:
+            llm.engine.step()
+        return request.cached, request.generated
+
+    assert [asked(salt)[0] for salt in ("", "", "a", "b", "a", "")] == [0, 8, 0, 0, 8, 8]
+    assert asked("c")[1] == asked("a")[1]

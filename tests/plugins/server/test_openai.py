@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,22 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert all(len(top) == 2 for top in found.top_logprobs)
 
 
+def test_where_tokens_begin(client: openai.OpenAI) -> None:
+    """In a stream as in a whole answer, whatever is held back; a token that is a part of a character counts none."""
+    asked = {"model": "tiny", "prompt": "naïve 🙂🙂 and 🤖🤖", "temperature": 0, "echo": False}
+    for more in (
+        {"max_tokens": 6, "logprobs": 0, "stop": ["🙂🤖 never"]},
+        {"max_tokens": 24, "logprobs": 1, "stop": ["and 🤖🤖 and 🤖🤖 never", " never"]},
+    ):
+        whole = client.completions.create(**asked, **more).choices[0]
+        chunks = list(client.completions.create(**asked, **more, stream=True))
+        streamed = [at for chunk in chunks if chunk.choices[0].logprobs for at in chunk.choices[0].logprobs.text_offset]
+        assert streamed == whole.logprobs.text_offset
+        for at, token in zip(streamed, whole.logprobs.tokens, strict=True):
+            assert "\ufffd" in token or whole.text.startswith(token, at)
+        assert "\ufffd" in "".join(whole.logprobs.tokens), "the case is one of incomplete characters"
+
+
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list()
     assert client.models.retrieve("tiny").id == model.id == "tiny"
@@ -235,3 +252,40 @@ def test_embeddings(client: openai.OpenAI, served: Running) -> None:
         with pytest.raises(openai.BadRequestError) as error:
             client.embeddings.create(model="tiny", input=wrong)
         assert error.value.param in ("input", "prompt", "input.0")
+
+
+def test_a_salt(client: openai.OpenAI) -> None:
+    asked = {"model": "tiny", "prompt": "Under a salt of its own, " * 10, "max_tokens": 2, "temperature": 0}
+    cached = []
+    for salt in ("here", "there", "here"):
+        answer = client.completions.create(**asked, extra_body={"cache_salt": salt})
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] == cached[1] == 0 < cached[2]
+
+
+def test_a_priority(smollm2_path: Path) -> None:
+    """The lower, the sooner; where nobody looks at it, see the refusals."""
+    settings = EngineSettings(max_seqs=1, policy="priority")
+    with running(lambda: LLM(str(smollm2_path), backend="numba", threads=2, engine=settings)) as served:
+        client, ended = served.client(), list[int]()
+        long = client.completions.create(
+            model="tiny", prompt="a", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(long)
+
+        def ask(priority: int) -> None:
+            client.chat.completions.create(
+                model="tiny", messages=FRANCE, max_tokens=1, extra_body={"priority": priority}
+            )
+            ended.append(priority)
+
+        asking = []
+        for priority in (2, 0, -3):
+            asking.append(threading.Thread(target=ask, args=(priority,)))
+            asking[-1].start()
+            while served.service.loaded.llm.engine.stats().waiting < len(asking):
+                threading.Event().wait(0.002)
+        long.close()
+        for thread in asking:
+            thread.join()
+        assert ended == [-3, 0, 2]

@@ -62,6 +62,8 @@ BOTH: list[tuple[str, list[Any]]] = [
         [{"type": "grammar", "grammar": "start:"}],
     ),
     ("user", [5, {}]),
+    ("priority", [1, -1, "0", 1.0, True, 2**31 + 1]),  # the engine's policy looks at none
+    ("cache_salt", ["", 5, ["a"], "a" * 1025, "\ud800"]),
     ("best_of", [2]),
     ("suffix", ["x"]),
     ("no_such_field", [None, 1]),
@@ -179,6 +181,32 @@ MALFORMED = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     bytes(range(256)),
+    b"GET http://[/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /%zz%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET  /  HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\nHost: localhost\n\n",
+    b"GET /health HTTP/1.1\rHost: localhost\r\r",
+    b"GET /health HTTP/1.1\r\nHost localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n: localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost : localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
+    b"GET /health HTTP/0.9\r\n\r\n",
+    b"/health\r\n",
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"\x00GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5, 5\r\n\r\nhello",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0x5\r\n\r\nhello",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n{}",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n{\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 40 + b"\r\n{",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{}}\r\n0\r\n\r\n",
+    b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nbad\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: nonsense\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}GARBAGE",
+    b"".join(b"X%d: y\r\n" % i for i in range(3000)).join((b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"\r\n")),
 ]
 
 
@@ -191,6 +219,16 @@ def test_what_is_no_http(served: Running, data: bytes) -> None:
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
-    assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 200"))
+    assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 200", b"HTTP/1.1 100"))
+    assert b"HTTP/1.1 5" not in answer
     with served.http() as http:
-        assert http.get("/health").status_code == 200
+        assert http.post("/v1/completions", json={**TEXT, "ignore_eos": True}).status_code == 200
+
+
+def test_the_tables_are_long() -> None:
+    """What the server promises is held by so many cases, each another one."""
+    fields = {
+        (name, repr(value)) for group in (BOTH, CHAT_ONLY, TEXT_ONLY) for name, values in group for value in values
+    }
+    assert len(fields) >= 150
+    assert len(set(MALFORMED)) >= 40

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmcore_server.tools import BARE, MARKED, Scanner, ToolCall, Writing, writing_of
 
 WEATHER = ToolCall("weather", '{"city": "Paris"}')
 CALL = '{"name": "weather", "arguments": {"city": "Paris"}}'
 LLAMA = '{"name": "weather", "parameters": {"city": "Paris"}}'
+HTML = ToolCall("show", '{"page": "</tool_call> {<tool_call>\\""}')
+HTML_CALL = f'<tool_call>{{"name": "show", "arguments": {HTML.arguments}}}</tool_call>'
 
 CASES: list[tuple[Writing, str, str, list[ToolCall]]] = [
     (MARKED, "No call.", "No call.", []),
@@ -23,6 +28,47 @@ CASES: list[tuple[Writing, str, str, list[ToolCall]]] = [
     (MARKED, "a < b and <tool", "a < b and <tool", []),
     (MARKED, "<tool_call>", "<tool_call>", []),
     (MARKED, "</tool_call> alone", "</tool_call> alone", []),
+    (MARKED, f"{HTML_CALL} and more", " and more", [HTML]),
+    (MARKED, f"{HTML_CALL}</tool_call>", "</tool_call>", [HTML]),
+    (MARKED, f"a</tool_call>{HTML_CALL}", "a</tool_call>", [HTML]),
+    (MARKED, f"{HTML_CALL} {HTML_CALL}\n{HTML_CALL}", "", [HTML, HTML, HTML]),
+    (MARKED, f"one {HTML_CALL} two {HTML_CALL} three", "one two three", [HTML, HTML]),
+    (MARKED, f"<tool_call>{HTML_CALL}", "<tool_call>", [HTML]),
+    (
+        MARKED,
+        f'<tool_call>{{"name": "weather"</tool_call>{HTML_CALL}',
+        '<tool_call>{"name": "weather"</tool_call>',
+        [HTML],
+    ),
+    (
+        MARKED,
+        f'<tool_call>{{"name": "wea\nther</tool_call>{HTML_CALL}',
+        '<tool_call>{"name": "wea\nther</tool_call>',
+        [HTML],
+    ),
+    (MARKED, f'<tool_call>{{"a": }}</tool_call>{HTML_CALL}', '<tool_call>{"a": }</tool_call>', [HTML]),
+    (MARKED, f'<tool_call>{{"a": [1}}]</tool_call>{HTML_CALL}', '<tool_call>{"a": [1}]</tool_call>', [HTML]),
+    (MARKED, f"<tool_call>[{CALL}]</tool_call>", f"<tool_call>[{CALL}]</tool_call>", []),
+    (MARKED, f"<tool_call>{CALL}{CALL}</tool_call>", f"<tool_call>{CALL}{CALL}</tool_call>", []),
+    (MARKED, f"<tool_call>{CALL}, then</tool_call>", f"<tool_call>{CALL}, then</tool_call>", []),
+    (MARKED, f"<tool_call>{CALL}</tool_ca", f"<tool_call>{CALL}</tool_ca", []),
+    (MARKED, f"<tool_call>{CALL[:-1]}", f"<tool_call>{CALL[:-1]}", []),
+    (MARKED, f"<tool_call>{CALL[:-9]}", f"<tool_call>{CALL[:-9]}", []),
+    (MARKED, "<tool_call>}</tool_call>", "<tool_call>}</tool_call>", []),
+    (MARKED, '<tool_call>"{}"</tool_call>', '<tool_call>"{}"</tool_call>', []),
+    (MARKED, "<tool_call><tool_call></tool_call></tool_call>", "<tool_call><tool_call></tool_call></tool_call>", []),
+    (
+        MARKED,
+        '<tool_call>{"name": "f", "arguments": {"a": "\\"}</tool_call>"}}',
+        "",
+        [ToolCall("f", '{"a": "\\"}</tool_call>"}')],
+    ),
+    (MARKED, '<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}', "", [ToolCall("f", '{"a": "\\ud800"}')]),
+    (MARKED, '<tool_call>{"name": "f", "arguments": {"a": "é"}}', "", [ToolCall("f", '{"a": "é"}')]),
+    (BARE, '{"name": "f", "parameters": {"a": 1e999}}', '{"name": "f", "parameters": {"a": 1e999}}', []),
+    (BARE, f"{LLAMA} and so on", f"{LLAMA} and so on", []),
+    (BARE, f"{LLAMA};{{", f"{LLAMA};{{", []),
+    (BARE, '{"name": "f", "parameters": {"a": "};{"}}', "", [ToolCall("f", '{"a": "};{"}')]),
     (BARE, LLAMA, "", [WEATHER]),
     (BARE, f"  {LLAMA}\n", "", [WEATHER]),
     (BARE, f"{LLAMA}; {LLAMA}", "", [WEATHER, WEATHER]),
@@ -45,11 +91,57 @@ def test_what_is_found(writing: Writing, said: str, text: str, calls: list[ToolC
     assert scanner.calls == calls
 
 
+FRAGMENTS = [
+    "<tool_call>",
+    "</tool_call>",
+    "<tool",
+    '"',
+    "\\",
+    "{",
+    "}",
+    CALL,
+    HTML_CALL,
+    " ",
+    "\n",
+    "a",
+    '"name": ',
+    "[",
+    ",",
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12), st.sampled_from([MARKED, BARE]), st.integers(1, 5))
+def test_pieces_change_nothing_and_nothing_is_lost(fragments: list[str], writing: Writing, size: int) -> None:
+    said = "".join(fragments)
+    whole, pieces = Scanner(writing), Scanner(writing)
+    text = whole.push(said) + whole.finish()
+    assert "".join(pieces.push(said[i : i + size]) for i in range(0, len(said), size)) + pieces.finish() == text
+    assert pieces.calls == whole.calls
+    if not whole.calls:
+        assert text == said
+    rest = iter(said)
+    assert all(char in rest for char in text)  # in order
+    called = sum(said.count(call) for call in {CALL, HTML_CALL})
+    assert len(whole.calls) <= called
+
+
+def test_a_long_call_costs_no_more_than_its_length() -> None:
+    scanner, said = Scanner(MARKED), '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * 200_000
+    begun = time.perf_counter()
+    for at in range(0, len(said), 4):
+        assert scanner.push(said[at : at + 4]) == ""
+    assert time.perf_counter() - begun < 10
+    assert scanner.finish() == said
+
+
 def test_text_is_not_held_back_for_long() -> None:
     scanner = Scanner(MARKED)
     assert scanner.push("Paris is <b>big") == "Paris is <b>big"
-    assert scanner.push(" <to") == " "
-    assert scanner.push("p>") == "<top>"
+    assert scanner.push(" <to") == ""
+    assert scanner.push("p>") == " <top>"
+    assert scanner.push("\n") + scanner.push("x") == "\nx"
+    assert scanner.push("<tool_call>not") == "<tool_call>not"
+    assert scanner.push('<tool_call>{"name": "a}</tool_call>\n') == '<tool_call>{"name": "a}</tool_call>'
 
 
 def test_templates() -> None:

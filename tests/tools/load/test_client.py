@@ -82,7 +82,7 @@ def test_not_streamed() -> None:
         (Reply(raw=event("[3]")), "malformed", "[3]"),
         (Reply(raw=event('{"choices": [null]}')), "malformed", "a choice is 'None'"),
         (Reply(raw=event('{"error": "full"}')), "error event", "full"),
-        (Reply(raw=b"no chunk\r\n"), "malformed", "a chunk's size"),
+        (Reply(raw=b"no chunk\r\n"), "malformed", "chunk header"),
         (Reply(body=b"hello"), "malformed", "no completion"),
     ],
 )

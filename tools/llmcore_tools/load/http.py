@@ -1,7 +1,7 @@
 """HTTP/1.1 as a load tool needs it: requests on a connection that is kept, bytes stamped as they arrive.
 
-Parsed by hand: a stream of tokens is thousands of small chunks a second, and the client shares the machine with the
-server that it measures.
+h11 reads the responses. It costs more than the shortest parser would, some microseconds a chunk, on a machine that the
+client may share with the server that it measures; but what is no HTTP is told by those who know.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
+
+import h11
 
 from llmcore.errors import ConfigError, LlmcoreError
 
 MAX_HEAD = 1 << 16  # bytes
-HEX = b"0123456789abcdefABCDEF"
+ASKED = h11.Request(method="POST", target="/", headers=[("Host", "server"), ("Content-Length", "0")])
 
 
 class HttpError(LlmcoreError):
@@ -61,7 +64,6 @@ class Target:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-@dataclass
 class Response:
     """One response while it comes in.
 
@@ -72,121 +74,60 @@ class Response:
         keeps: whether the connection can be used again afterwards.
     """
 
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    done: bool = False
-    keeps: bool = True
-    _held: bytes = b""
-    _chunked: bool = False
-    _left: int | None = 0  # bytes of the body or of the chunk; None: until the connection ends
-    _after: str = ""  # what the next line of a chunked body is: "" a size, "end" of a chunk, "trailer"
+    def __init__(self) -> None:
+        """Nothing has come yet."""
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.done = False
+        self.keeps = True
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        for event in (ASKED, h11.EndOfMessage()):  # what it was asked matters only in that it was
+            self._http.send(event)
 
     def feed(self, data: bytes) -> bytes:
         """Takes what arrived; returns the body's part of it. Raises :class:`HttpError`."""
         if self.done:
             self.keeps = False
             return b""
-        if not self.status:
-            data = self._head(self._held + data)
-            if not self.status or self.done:
-                return b""
-        if self._chunked:
-            return self._chunks(data)
-        if self._left is None:
-            return data
-        body = data[: self._left]
-        self.keeps &= len(data) == len(body)
-        self._left -= len(body)
-        self.done = not self._left
-        return body
+        return self._take(data) if data else b""  # to h11, nothing is the end
 
     def eof(self) -> None:
         """The connection has ended; raises :class:`HttpError` where the response had not."""
         self.keeps = False
-        if self.status and self._left is None:
-            self.done = True
-        if not self.done:
-            if self.status:
-                raise HttpError("the connection ended before the answer did", "truncated")
+        if self.done:
+            return
+        if not self.status:
             raise HttpError("the connection ended without an answer", "no answer")
+        try:
+            self._take(b"")
+        except HttpError as error:
+            raise HttpError("the connection ended before the answer did", "truncated") from error
 
-    def _head(self, data: bytes) -> bytes:
-        """Parses the head if it is complete; returns what follows."""
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > MAX_HEAD:
-                raise HttpError(f"no end of the headers in {MAX_HEAD} bytes")
-            self._held = data
-            return b""
-        self._held = b""
-        first, *lines = data[:end].decode("latin-1").split("\r\n")
-        version, _, status = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not status[:3].isdecimal() or len(status[:3]) != 3:
-            raise HttpError(f"no HTTP/1.1 response: {first[:80]!r}")
-        if status.startswith("1"):  # 100 Continue: the response is yet to come
-            return self._head(data[end + 4 :])
-        self.status = int(status[:3])
-        for line in lines:
-            name, _, value = line.partition(":")
-            self.headers[name.strip().lower()] = value.strip()
-        self._frame(version)
-        return data[end + 4 :]
-
-    def _frame(self, version: str) -> None:
-        """How the body's end is told."""
-        connection = self.headers.get("connection", "").lower()
-        self.keeps = "close" not in connection and (version == "HTTP/1.1" or "keep-alive" in connection)
-        length = self.headers.get("content-length")
-        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
-        if self._chunked:
-            self._left = 0
-        elif self.status in (204, 304) or length == "0":
-            self.done = True
-        elif length is None:
-            self._left, self.keeps = None, False
-        elif length.isdecimal():
-            self._left = int(length)
-        else:
-            raise HttpError(f"Content-Length is {length[:80]!r}")
-
-    def _chunks(self, data: bytes) -> bytes:
-        """Takes the chunks apart."""
-        data = self._held + data if self._held else data
+    def _take(self, data: bytes) -> bytes:
+        """The body's part of ``data``; an empty one is the end of the connection."""
         found: list[bytes] = []
-        at = 0
-        while not self.done:
-            if self._left:
-                piece = data[at : at + self._left]
-                found.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if self._left:
+        try:
+            self._http.receive_data(data)
+            while not self.done:
+                event = self._http.next_event()
+                if event is h11.NEED_DATA or event is h11.PAUSED:
                     break
-            end = data.find(b"\r\n", at)
-            if end < 0:
-                break
-            self._line(data[at:end])
-            at = end + 2
-        self._held = data[at:]
-        self.keeps &= not (self.done and self._held)
-        if len(self._held) > MAX_HEAD:
-            raise HttpError(f"no end of a chunk's size in {MAX_HEAD} bytes")
+                self._look(event, found)
+        except h11.RemoteProtocolError as error:
+            raise HttpError(f"no HTTP/1.1 response: {error}") from error
+        if self.done:
+            self.keeps &= self._http.our_state is h11.DONE and not self._http.trailing_data[0]
         return found[0] if len(found) == 1 else b"".join(found)
 
-    def _line(self, line: bytes) -> None:
-        """A line between chunks."""
-        if self._after == "trailer":
-            self.done = not line
-        elif self._after == "end":
-            if line:
-                raise HttpError(f"a chunk is longer than it says: {line[:40]!r}")
-            self._after = ""
-        else:
-            size = line.partition(b";")[0].strip()
-            if not size or size.strip(HEX):
-                raise HttpError(f"a chunk's size is {size[:40]!r}")
-            self._left = int(size, 16)
-            self._after = "end" if self._left else "trailer"
+    def _look(self, event: Any, found: list[bytes]) -> None:
+        """Takes note of what h11 has read."""
+        if isinstance(event, h11.Response):  # what is informational comes before it
+            self.status = event.status_code
+            self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+        elif isinstance(event, h11.Data):
+            found.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            self.done = True
 
 
 Sink = Callable[[float, Response, bytes], bool]
