@@ -25,7 +25,7 @@ from llmcore.llm import LLM
 from llmcore_server import app
 from llmcore_server.fields import CompletionFields
 from llmcore_server.network import HEADER_BYTES
-from llmcore_server.service import Limits
+from llmcore_server.service import Limits, Service
 from llmcore_tools.load.child_server import ChildServer
 
 MakeTiny = Callable[..., TinyModel]
@@ -130,7 +130,7 @@ def test_nothing_that_clients_say_stays_in_a_cache() -> None:
             return {"type": "http.request", "body": b'{"model": "tiny", "prompt": "a secret"}', "more_body": False}
 
         request = Request({"type": "http", "headers": []}, receive)
-        prompt = (await app.body_of(request, CompletionFields, 1000)).prompt
+        prompt = (await app.body_of(request, CompletionFields, Service("tiny", Limits()))).prompt
         assert isinstance(prompt, str)
         return prompt
 
