@@ -10,11 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmcore.errors import LlmcoreError
+
+if TYPE_CHECKING:
+    from llmcore.llm import LLM
 
 Array = np.ndarray[Any, Any]
 Trace = Mapping[str, Array]
@@ -96,12 +99,31 @@ def perplexity(logits: Array, token_ids: Sequence[int]) -> float:
     """``exp`` of the mean negative log-likelihood of each token given those before it; NaN for a single token."""
     if len(token_ids) < 2:
         return float("nan")
+    return float(np.exp(_surprise(logits, token_ids) / (len(token_ids) - 1)))
+
+
+def perplexity_in_windows(llm: LLM, token_ids: Sequence[int], window: int) -> float:
+    """The same of a text of any length, teacher-forced ``window`` tokens at a time: each window begins anew.
+
+    Raises:
+        RequestError: the context, or the free KV pages, do not hold a window.
+    """
+    total, count = 0.0, 0
+    for start in range(0, len(token_ids) - 1, window):
+        part = token_ids[start : start + window]
+        total += _surprise(llm.logits(part), part)
+        count += len(part) - 1
+    return float(np.exp(total / count)) if count else float("nan")
+
+
+def _surprise(logits: Array, token_ids: Sequence[int]) -> float:
+    """Negative log-likelihood of all tokens but the first."""
     total = 0.0
     for row, token in zip(logits[:-1], token_ids[1:], strict=True):  # a row at a time: vocabularies are large
         wide = row.astype(np.float64)
         top = wide.max()
-        total += top + np.log(np.exp(wide - top).sum()) - wide[token]
-    return float(np.exp(total / (len(token_ids) - 1)))
+        total += float(top + np.log(np.exp(wide - top).sum()) - wide[token])
+    return total
 
 
 def transformers_trace(path: Path, token_ids: Sequence[int]) -> dict[str, Array]:

@@ -69,10 +69,11 @@ def run(job: Job) -> int:
         found: Trace = llm.trace(ids)
     finally:
         llm.close()
+    reference: Trace
     if other is not None:
         against, reference = job.given[SETTINGS.name], _traced(other, str(path), ids)
     elif against == TRANSFORMERS:
-        reference: Trace = transformers_trace(path, ids)
+        reference = transformers_trace(path, ids)
     else:
         reference = _other_backend(job.config, str(path), against, ids)
     report = compare(*common(found, reference), ids, tolerance)

@@ -15,6 +15,7 @@ SUITES = {
     "against": "llmcore_tools.bench.against:main",
     "serve": "llmcore_tools.bench.serve:main",
     "batch": "llmcore_tools.bench.batch:main",
+    "kv": "llmcore_tools.bench.kv:main",
     "make-model": "llmcore_tools.bench.make_model:main",
 }
 __all__ = ["COMMAND", "SUITES", "main"]  # tab completion takes the flags of COMMAND

@@ -29,7 +29,7 @@ class Report:
     """What one run of a suite found.
 
     Attributes:
-        suite: ``model``, ``ops``, ``kernels``, ``against``, ``serve`` or ``batch``.
+        suite: ``model``, ``ops``, ``kernels``, ``against``, ``serve``, ``batch`` or ``kv``.
         machine: what it ran on, by :func:`llmcore_tools.bench.machine.facts`.
         results: everything found, as plain data.
         tables: the same for people.
