@@ -97,33 +97,27 @@ def _difference(name: str, found: Array, wanted: Array) -> Difference:
 
 def perplexity(logits: Array, token_ids: Sequence[int]) -> float:
     """``exp`` of the mean negative log-likelihood of each token given those before it; NaN for a single token."""
-    if len(token_ids) < 2:
-        return float("nan")
-    return float(np.exp(_surprise(logits, token_ids) / (len(token_ids) - 1)))
+    return float(np.exp(surprises(logits, token_ids).mean())) if len(token_ids) > 1 else float("nan")
 
 
-def perplexity_in_windows(llm: LLM, token_ids: Sequence[int], window: int) -> float:
-    """The same of a text of any length, teacher-forced ``window`` tokens at a time: each window begins anew.
+def surprises(logits: Array, token_ids: Sequence[int]) -> Array:
+    """Negative log-likelihood of each token but the first, given those before it: float64 ``[tokens - 1]``."""
+    found = np.empty(len(token_ids) - 1)
+    for i, token in enumerate(token_ids[1:]):  # a row at a time: vocabularies are large
+        wide = logits[i].astype(np.float64)
+        top = wide.max()
+        found[i] = top + np.log(np.exp(wide - top).sum()) - wide[token]
+    return found
+
+
+def surprises_in_windows(llm: LLM, token_ids: Sequence[int], window: int) -> Array:
+    """The same of a text of any length, computed ``window`` tokens at a time: each window begins anew.
 
     Raises:
         RequestError: the context, or the free KV pages, do not hold a window.
     """
-    total, count = 0.0, 0
-    for start in range(0, len(token_ids) - 1, window):
-        part = token_ids[start : start + window]
-        total += _surprise(llm.logits(part), part)
-        count += len(part) - 1
-    return float(np.exp(total / count)) if count else float("nan")
-
-
-def _surprise(logits: Array, token_ids: Sequence[int]) -> float:
-    """Negative log-likelihood of all tokens but the first."""
-    total = 0.0
-    for row, token in zip(logits[:-1], token_ids[1:], strict=True):  # a row at a time: vocabularies are large
-        wide = row.astype(np.float64)
-        top = wide.max()
-        total += float(top + np.log(np.exp(wide - top).sum()) - wide[token])
-    return total
+    parts = (token_ids[start : start + window] for start in range(0, len(token_ids) - 1, window))
+    return np.concatenate([np.empty(0), *(surprises(llm.logits(part), part) for part in parts)])
 
 
 def transformers_trace(path: Path, token_ids: Sequence[int]) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from llmcore.cli.main import main
 from llmcore.engine.load import EngineSettings
 from llmcore.engine.runner import Sizes
 from llmcore.llm import LLM
-from llmcore.verify import perplexity, perplexity_in_windows
+from llmcore.verify import perplexity, surprises, surprises_in_windows
 from llmcore_numba import kv_layout
 from llmcore_tools.bench import kv
 from llmcore_tools.bench.kv import Cache
@@ -52,19 +52,22 @@ def test_windows(tiny_model: MakeTiny) -> None:
     model = tiny_model("llama3")
     llm = LLM(str(model.path), backend="numba", threads=1)
     ids = model.ids(41)
-    logs = [(len(part) - 1) * np.log(perplexity(llm.logits(part), part)) for part in (ids[:16], ids[16:32], ids[32:])]
-    assert perplexity_in_windows(llm, ids, 16) == pytest.approx(np.exp(sum(logs) / (15 + 15 + 8)))
-    assert perplexity_in_windows(llm, ids, 41) == perplexity(llm.logits(ids), ids)
-    assert perplexity_in_windows(llm, ids, 20) == perplexity_in_windows(llm, ids[:40], 20)
-    assert np.isnan(perplexity_in_windows(llm, ids[:1], 8))
+    parts = [surprises(llm.logits(part), part) for part in (ids[:16], ids[16:32], ids[32:])]
+    np.testing.assert_array_equal(surprises_in_windows(llm, ids, 16), np.concatenate(parts))
+    assert [len(part) for part in parts] == [15, 15, 8]
+    assert np.exp(surprises_in_windows(llm, ids, 41).mean()) == perplexity(llm.logits(ids), ids)
+    assert len(surprises_in_windows(llm, ids, 20)) == 38
+    assert len(surprises_in_windows(llm, ids[:1], 8)) == 0 and np.isnan(perplexity(llm.logits(ids[:1]), ids[:1]))
     llm.close()
 
 
 def test_changes_and_capacities() -> None:
-    found = {"float32": Cache("a", 16, 320, {"x": 8.0}), "bfloat16": Cache("b", 16, 160, {"x": 8.04})}
-    found |= {"int8": Cache("c", 32, 200, {"x": 7.6})}
-    assert kv.change(found, "bfloat16", "x") == pytest.approx(0.005)
-    assert kv.change(found, "int8", "x") == pytest.approx(-0.05)
+    likely = {"float32": [2.0, 3.0], "bfloat16": [2.0, 3.02], "int8": [1.9, 2.9]}
+    bytes_ = {"float32": (16, 320), "bfloat16": (16, 160), "int8": (32, 200)}
+    found = {name: Cache("", *bytes_[name], {"x": np.array(likely[name])}) for name in likely}
+    assert found["float32"].perplexity("x") == pytest.approx(np.exp(2.5))
+    assert kv.change(found, "bfloat16", "x") == pytest.approx((np.expm1(0.01), 0.01 / 2**0.5))
+    assert kv.change(found, "int8", "x") == pytest.approx((np.expm1(-0.1), 0))
     assert [kv.capacity(found, name) for name in found] == [0.5, 1, 1.6]
     assert (found["int8"].pages(1000), found["int8"].tokens(1000)) == (5, 160)
 
@@ -84,11 +87,12 @@ def test_json(tiny_model: MakeTiny, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [kinds[name]["token_bytes"] for name in ("float32", "bfloat16", "int8")] == [token, token / 2, token / 3.2]
     assert [kinds[name]["tokens"] for name in kinds] == [(1 << 20) // (16 * b) * 16 for b in (768, 384, 240)]
     assert kinds["int8"]["capacity_over_bfloat16"] == 1.6
-    assert kinds["float32"]["perplexity_change"] == {"one": 0, "two": 0}
-    assert all(0 < abs(kinds[name]["perplexity_change"]["one"]) < 0.05 for name in ("bfloat16", "int8"))
-    llm = LLM(str(model.path), backend="numba", threads=1, engine=EngineSettings(kv_dtype="int8"))
+    assert list(kinds["float32"]["perplexity"]) == ["one", "two", "all"]
+    assert all((each["change"], each["error"]) == (0, 0) for each in kinds["float32"]["perplexity"].values())
+    assert all(0 < abs(kinds[name]["perplexity"]["one"]["change"]) < 0.05 for name in ("bfloat16", "int8"))
+    llm = LLM(str(model.path), backend="numba", threads=1, compute="exact", engine=EngineSettings(kv_dtype="int8"))
     ids = llm.encode(files[0].read_text())[:100]
-    assert kinds["int8"]["perplexity"]["one"] == perplexity_in_windows(llm, ids, 32)
+    assert kinds["int8"]["perplexity"]["one"]["value"] == np.exp(surprises_in_windows(llm, ids, 32).mean())
     llm.close()
 
 
@@ -123,10 +127,16 @@ def test_a_window_beyond_the_context(tiny_model: MakeTiny, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("compute", ["auto", "exact"])
-def test_int8_costs_no_more_than_half_a_per_cent(smollm2_path: Path, lee_path: Path, compute: str) -> None:
-    """Of the perplexity with keys and values in float32, over both texts."""
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("compute", "counted"), [("exact", ("constitution", "lee", "all")), ("auto", ("lee", "all"))])
+def test_int8_costs_no_more_than_half_a_per_cent(
+    smollm2_path: Path, lee_path: Path, compute: str, counted: tuple[str, ...]
+) -> None:
+    """Of the perplexity with keys and values in float32.
+
+    The constitution has 1,200 tokens: with activations of 8 bits, its change has a standard error of 0.3 %, so it says
+    nothing alone.
+    """
     texts = {"constitution": CONSTITUTION.read_text(), "lee": lee_path.read_text()}
     found = {}
     for name in ("float32", "bfloat16", "int8"):
@@ -136,7 +146,7 @@ def test_int8_costs_no_more_than_half_a_per_cent(smollm2_path: Path, lee_path: P
         llm.close()
     assert kv.capacity(found, "int8") == 1.6
     for name in ("bfloat16", "int8"):
-        for text in texts:
-            change = kv.change(found, name, text)
-            print(f"{compute}, {text}, {name}: {found[name].perplexity[text]:.4f} ({change:+.3%})")
-            assert change <= 0.005
+        for text in found[name].surprises:
+            change, error = kv.change(found, name, text)
+            print(f"{compute}, {text}, {name}: {found[name].perplexity(text):.4f} ({change:+.3%} ± {error:.3%})")
+            assert change <= 0.005 or text not in counted

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llmcore.cache.layout import KV_DTYPES
 from llmcore.cli.model import load, model_as_setting
@@ -15,9 +17,8 @@ from llmcore.config.command import Command, Job
 from llmcore.config.prompts import read_prompt
 from llmcore.config.schema import KVDtype
 from llmcore.errors import ConfigError
-from llmcore.verify import perplexity_in_windows
+from llmcore.verify import surprises_in_windows
 from llmcore_tools.bench import machine, options
-from llmcore_tools.bench.measure import figure
 from llmcore_tools.bench.report import Report, Table, show
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ TEXTS = Flag("--texts", "texts whose perplexity is measured; without any, sizes 
 TOKENS = Flag("--tokens", "of each text, at most (4096 by default)", "N")
 WINDOW = Flag("--window", "tokens of a text that are computed as one sequence (1024 by default)", "N")
 BUDGET = Flag("--budget", "MiB of pages to fill with tokens (1024 by default)", "N")
+Array = np.ndarray[Any, Any]
+ALL = "all"  # texts together
 REFERENCE, HALF = "float32", "bfloat16"  # what is compared with: likelihood, and size
 COMMAND = Command(
     "llmcore bench kv",
-    "what each element type of the KV cache takes, and what it costs in likelihood",
+    "what each element type of the KV cache takes, and what it costs in likelihood (compute=exact unless you say auto)",
     (TEXTS, TOKENS, WINDOW, BUDGET, *options.OUTPUT),
 )
 
@@ -42,13 +45,17 @@ class Cache:
     Attributes:
         layout: name and version.
         page_bytes: a page of ``page_size`` tokens in all layers, padding included.
-        perplexity: of each text, by name.
+        surprises: negative log-likelihoods of the tokens of each text, by name.
     """
 
     layout: str
     page_size: int
     page_bytes: int
-    perplexity: Mapping[str, float]
+    surprises: Mapping[str, Array]
+
+    def perplexity(self, text: str) -> float:
+        """Of a text."""
+        return float(np.exp(self.surprises[text].mean()))
 
     def pages(self, budget: int) -> int:
         """That ``budget`` bytes hold."""
@@ -61,7 +68,10 @@ class Cache:
 
 def main(argv: Sequence[str]) -> int:
     """Measures the model of each job; returns the exit code."""
-    return run_with_settings(COMMAND, model_as_setting(argv), run)
+    asked = model_as_setting(argv)
+    if not any(argument.startswith(("compute=", "+compute=", "++compute=")) for argument in asked):
+        asked = ["compute=exact", *asked]  # rounded activations would add a chance of their own to the cache's
+    return run_with_settings(COMMAND, asked, run)
 
 
 def run(job: Job) -> int:
@@ -93,8 +103,10 @@ def read_texts(given: Mapping[str, str]) -> dict[str, str]:
     if TEXTS.name not in given:
         return {}
     files = [Path(name.strip()) for name in given[TEXTS.name].split(",")]
-    if len({file.stem for file in files}) < len(files):
-        raise ConfigError(f"{TEXTS.name} names two files alike", remedy="give each file once")
+    if len({ALL, *(file.stem for file in files)}) <= len(files):
+        raise ConfigError(
+            f"{TEXTS.name} names two files alike, or one {ALL}", remedy="give each file a name of its own"
+        )
     return {file.stem: read_prompt({"--prompt-file": str(file)}, None) for file in files}
 
 
@@ -106,15 +118,21 @@ def measure(llm: LLM, texts: Mapping[str, str], limit: int, window: int) -> Cach
             f"{WINDOW.name} is {window}, and the context {llm.engine.scheduler.max_context}",
             remedy="ask for a shorter one, or raise engine.max_context where the model allows it",
         )
-    perplexity = {
-        name: perplexity_in_windows(llm, llm.encode(content)[:limit], window) for name, content in texts.items()
+    surprises = {
+        name: surprises_in_windows(llm, llm.encode(content)[:limit], window) for name, content in texts.items()
     }
-    return Cache(use.layout, use.page_size, llm.runner.kv_bytes // use.pages, perplexity)
+    if len(surprises) > 1:
+        surprises[ALL] = np.concatenate(list(surprises.values()))
+    return Cache(use.layout, use.page_size, llm.runner.kv_bytes // use.pages, surprises)
 
 
-def change(found: Mapping[str, Cache], name: str, text: str) -> float:
-    """Of the perplexity, relative to float32's: 0.005 is half a per cent more."""
-    return found[name].perplexity[text] / found[REFERENCE].perplexity[text] - 1
+def change(found: Mapping[str, Cache], name: str, text: str) -> tuple[float, float]:
+    """Of the perplexity, relative to float32's (0.005 is half a per cent more), and its standard error.
+
+    The error is what the choice of tokens brings, as if they were independent.
+    """
+    apart = found[name].surprises[text] - found[REFERENCE].surprises[text]
+    return float(np.expm1(apart.mean())), float(apart.std() / len(apart) ** 0.5)
 
 
 def capacity(found: Mapping[str, Cache], name: str) -> float:
@@ -129,12 +147,23 @@ def as_json(found: Mapping[str, Cache], budget: int) -> dict[str, Any]:
         "budget_bytes": budget,
         "kv_dtypes": {
             name: {
-                **asdict(cache),
+                "layout": cache.layout,
+                "page_size": cache.page_size,
+                "page_bytes": cache.page_bytes,
                 "token_bytes": cache.page_bytes / cache.page_size,
                 "pages": cache.pages(budget),
                 "tokens": cache.tokens(budget),
                 "capacity_over_bfloat16": capacity(found, name),
-                "perplexity_change": {text: change(found, name, text) for text in cache.perplexity},
+                "perplexity": {
+                    text: dict(
+                        zip(
+                            ("value", "change", "error"),
+                            (cache.perplexity(text), *change(found, name, text)),
+                            strict=True,
+                        )
+                    )
+                    for text in cache.surprises
+                },
             }
             for name, cache in found.items()
         },
@@ -165,19 +194,20 @@ def size_table(found: Mapping[str, Cache], budget: int) -> Table:
 
 def perplexity_table(found: Mapping[str, Cache], lengths: Mapping[str, int], window: int, compute: str) -> Table:
     """For people."""
+    texts = list(found[REFERENCE].surprises)
     head = ["engine.kv_dtype"]
-    for text in lengths:
+    for text in texts:
         head += [text, "change"]
     rows = []
     for name, cache in found.items():
         row = [name]
-        for text in lengths:
-            more = "" if name == REFERENCE else f"{change(found, name, text):+.3%}"
-            row += [f"{cache.perplexity[text]:.4f}", more]
+        for text in texts:
+            more, error = change(found, name, text)
+            row += [f"{cache.perplexity(text):.4f}", "" if name == REFERENCE else f"{more:+.3%} ± {error:.3%}"]
         rows.append(tuple(row))
-    read = ", ".join(f"{figure(count)} of {text}" for text, count in lengths.items())
+    read = ", ".join(f"{count:,} of {text}" for text, count in lengths.items())
     note = (
         f"Teacher-forced, in windows of {window} tokens, the first of which is not counted: {read}.\n"
-        f"Change: against {REFERENCE}. compute={compute}."
+        f"Change: against {REFERENCE}, with its standard error over the tokens. compute={compute}."
     )
     return Table("Perplexity", tuple(head), tuple(rows), note)
