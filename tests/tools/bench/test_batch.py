@@ -15,7 +15,7 @@ from llmcore.cli.main import main
 from llmcore.engine.load import EngineSettings
 from llmcore.errors import GenerationError
 from llmcore.llm import LLM
-from llmcore_tools.bench import batch, batch_report
+from llmcore_tools.bench import batch, batch_report, batch_run
 from llmcore_tools.bench.batch_goals import Goal, table
 from llmcore_tools.bench.batch_run import WAYS, Ask, Sample, drive, eighths, mixed
 from llmcore_tools.bench.batch_shared import Shared
@@ -87,13 +87,32 @@ def test_a_part_of_a_prompt_uses_a_slot(tiny_model: MakeTiny) -> None:
     assert found.waited == (True, True, True, False)
 
 
-def test_requests_that_have_not_arrived_wait_for_nothing(llm: LLM) -> None:
-    work = [Ask(3, 2), Ask(3, 2, at=0.3)]
-    for name in WAYS:
-        found = every_way(llm, work, 2)[name]
-        assert found.seconds > 0.3
-        assert found.used == (1, 1, 1, 1)
-        assert not found.waited[1] and not found.waited[3]
+class Clock:
+    """Time passes where somebody sleeps, and by a second a step."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.counters = llm.engine.counters
+        self.slept = -float(self.counters.steps)
+
+    def perf_counter(self) -> float:
+        return self.slept + self.counters.steps
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+def test_arrivals(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has not arrived waits for nothing, and is waited for where there is nothing else to do."""
+    work = [Ask(3, 2), Ask(3, 3, at=5), Ask(3, 2, at=6)]
+    used = {}
+    for name, way in WAYS.items():
+        monkeypatch.setattr(batch_run, "time", Clock(llm))
+        found = batch.sample(llm, work, way, 2, np.random.default_rng(0))
+        used[name] = found.used, found.waited
+        assert found.seconds == (8 if name == "continuous" else 10)
+    assert used["continuous"] == ((1, 1, 1, 2, 2), (True, False, True, True, False))
+    alone = (1, 1, 1, 1, 1, 1, 1), (True, False, True, True, True, True, False)
+    assert used["single"] == used["static_rows_out"] == used["static_to_longest"] == alone
 
 
 def test_requests_that_end_too_soon_are_no_result(llm: LLM) -> None:
