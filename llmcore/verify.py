@@ -10,11 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmcore.errors import LlmcoreError
+
+if TYPE_CHECKING:
+    from llmcore.llm import LLM
 
 Array = np.ndarray[Any, Any]
 Trace = Mapping[str, Array]
@@ -94,14 +97,27 @@ def _difference(name: str, found: Array, wanted: Array) -> Difference:
 
 def perplexity(logits: Array, token_ids: Sequence[int]) -> float:
     """``exp`` of the mean negative log-likelihood of each token given those before it; NaN for a single token."""
-    if len(token_ids) < 2:
-        return float("nan")
-    total = 0.0
-    for row, token in zip(logits[:-1], token_ids[1:], strict=True):  # a row at a time: vocabularies are large
-        wide = row.astype(np.float64)
+    return float(np.exp(surprises(logits, token_ids).mean())) if len(token_ids) > 1 else float("nan")
+
+
+def surprises(logits: Array, token_ids: Sequence[int]) -> Array:
+    """Negative log-likelihood of each token but the first, given those before it: float64 ``[tokens - 1]``."""
+    found = np.empty(len(token_ids) - 1)
+    for i, token in enumerate(token_ids[1:]):  # a row at a time: vocabularies are large
+        wide = logits[i].astype(np.float64)
         top = wide.max()
-        total += top + np.log(np.exp(wide - top).sum()) - wide[token]
-    return float(np.exp(total / (len(token_ids) - 1)))
+        found[i] = top + np.log(np.exp(wide - top).sum()) - wide[token]
+    return found
+
+
+def surprises_in_windows(llm: LLM, token_ids: Sequence[int], window: int) -> Array:
+    """The same of a text of any length, computed ``window`` tokens at a time: each window begins anew.
+
+    Raises:
+        RequestError: the context, or the free KV pages, do not hold a window.
+    """
+    parts = (token_ids[start : start + window] for start in range(0, len(token_ids) - 1, window))
+    return np.concatenate([np.empty(0), *(surprises(llm.logits(part), part) for part in parts)])
 
 
 def transformers_trace(path: Path, token_ids: Sequence[int]) -> dict[str, Array]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from llmcore.config import own
 from llmcore.config.models import CUSTOM
-from llmcore.config.schema import MISSING, Compute, Config, KVDtype
+from llmcore.config.schema import MISSING, Compute, Config, KVDtype, keys
+from llmcore.errors import ConfigError, near
 
 REFERENCE = re.compile(r"[\w./:@#=+-]+", re.ASCII)  # what stands for itself in a model reference
 OPTION = re.compile(r"[a-z]\w*", re.ASCII)
@@ -36,6 +37,23 @@ def compose(config_name: str, arguments: Sequence[str], is_reference: Callable[[
         return _composed(config_name, arguments, is_reference)
     except _Undecided:
         return None
+
+
+def changed(config: Config, settings: Sequence[str]) -> Config:
+    """``config`` with some ``key=value`` in it, values as plain as those of this module; ranges are not looked at.
+
+    Raises:
+        ConfigError: no such key, or a value that is not one for it.
+    """
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        if key not in keys(Config):
+            raise ConfigError(f"{setting!r} names no setting", remedy=near(key, keys(Config)))
+        try:
+            config = _with(config, key.split("."), _value(text))
+        except _Undecided as error:
+            raise ConfigError(f"{setting!r} is no plain value for {key}", remedy="write KEY=VALUE") from error
+    return config
 
 
 def _composed(config_name: str, arguments: Sequence[str], is_reference: Callable[[str], bool]) -> Config:
@@ -76,8 +94,8 @@ def _defaults(config_name: str) -> dict[str, str]:
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Keys and texts; every key once, and none that has a meaning beyond its value."""
     pairs = [argument.partition("=")[::2] for argument in arguments]
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys) or not {SPARED, "model.ref"}.isdisjoint(keys):
+    given = [key for key, _ in pairs]
+    if len(set(given)) < len(given) or not {SPARED, "model.ref"}.isdisjoint(given):
         raise _Undecided
     return pairs
 

@@ -82,6 +82,42 @@ def test_float32_is_compared_unless_the_default_is_asked_for(
     assert main(["verify", path, "backend=numba", "compute=auto", "--against", "torch", *TEXT]) == verify.DIVERGED
 
 
+def test_other_settings(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same model with a cache of another type: nearly the same, and the first block already differs."""
+    argv = ["verify", str(tiny_model("llama3").path), "backend=numba", "engine.kv_dtype=int8", *TEXT]
+    assert main([*argv, "--against-settings", "engine.kv_dtype=float32", "--json"]) == verify.DIVERGED
+    found = json.loads(capsys.readouterr().out)
+    assert found["against"] == "engine.kv_dtype=float32"
+    assert found["first_divergent"] == "model.layers.0"
+    assert 0 < abs(found["perplexity_change"]) < 0.05
+    assert main([*argv, "--against-settings", "engine.max_rows=5, threads=1"]) == 0
+    assert "against engine.max_rows=5, threads=1, 24 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("engine.kv_dtyp=int8", "did you mean 'engine.kv_dtype'"),
+        ("engine=default", "is no plain value for engine"),
+        ("engine.kv_dtype=int7", "is no plain value for engine.kv_dtype"),
+        ("engine.kv_dtype", "is no plain value for engine.kv_dtype"),
+        ("engine.kv_dtype=auto", "changes nothing"),
+        ("model.ref=/elsewhere", "names another model"),
+        ("engine.max_rows=0", "engine.max_rows is 0"),
+        ("", "names no setting"),
+    ],
+)
+def test_other_settings_that_are_none(settings: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "model=/nowhere", "--against-settings", settings]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_one_thing_to_compare_with(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["verify", "model=/nowhere", "--against", "torch", "--against-settings", "engine.kv_dtype=int8"]
+    assert main(argv) == 2
+    assert "--against and --against-settings exclude each other" in capsys.readouterr().err
+
+
 def test_against_an_unknown_backend(tiny_model: Callable[..., TinyModel], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tiny_model("llama3").path), "--against", "trch", *TEXT]) == 2
     assert "did you mean 'torch'" in capsys.readouterr().err

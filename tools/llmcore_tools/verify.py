@@ -1,4 +1,6 @@
-"""``llmcore verify``: does a model compute what it should? Block by block, against transformers or another backend."""
+"""``llmcore verify``: does a model compute what it should? Block by block, against transformers, another backend, or
+itself under other settings.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from llmcore.cli.console import table
 from llmcore.cli.model import load, model_as_setting
 from llmcore.cli.settings import run_with_settings
 from llmcore.config.arguments import JSON, PROMPT, Flag
+from llmcore.config.checks import check
 from llmcore.config.command import FALLBACK, Command, Job
+from llmcore.config.direct import changed
 from llmcore.config.prompts import read_prompt
 from llmcore.config.schema import BackendConfig, Config, ModelConfig
 from llmcore.errors import ConfigError
@@ -22,12 +26,16 @@ if TYPE_CHECKING:
     from llmcore.llm import LLM
 
 AGAINST = Flag("--against", "transformers (in float32, the default) or the name of a backend", "NAME")
+SETTINGS = Flag(
+    "--against-settings", "the model itself with other settings, such as engine.kv_dtype=float32", "KEY=VALUE,…"
+)
 TOKENS = Flag("--tokens", "compare at most so many tokens of the text (64 by default)", "N")
 TOLERANCE = Flag("--tolerance", "greatest error allowed, as a share of the reference's size (0.001 by default)", "X")
 COMMAND = Command(
     "llmcore verify",
-    "compare a model's blocks and logits with transformers or with another backend (compute=exact unless you say auto)",
-    (AGAINST, TOKENS, TOLERANCE, *PROMPT, JSON),
+    "compare a model's blocks and logits with transformers, another backend or other settings (compute=exact unless "
+    "you say auto)",
+    (AGAINST, SETTINGS, TOKENS, TOLERANCE, *PROMPT, JSON),
 )
 TRANSFORMERS = "transformers"
 DIVERGED = 1
@@ -47,20 +55,25 @@ def main(argv: Sequence[str]) -> int:
 def run(job: Job) -> int:
     """One comparison."""
     against = job.given.get("--against", TRANSFORMERS)
+    other = _other_settings(job.config, job.given)
     tolerance = _number(job.given, "--tolerance", 1e-3)
     limit = int(_number(job.given, "--tokens", 64))
     asked = "--prompt" in job.given or "--prompt-file" in job.given
     text = read_prompt(job.given, None) if asked else TEXT
     llm = load(job.config, taps=True)
     try:
-        _check_other(llm, job.config, against)
+        if other is None:
+            _check_other(llm, job.config, against)
         ids = llm.encode(text)[:limit]
         path = llm.path
         found: Trace = llm.trace(ids)
     finally:
         llm.close()
-    if against == TRANSFORMERS:
-        reference: Trace = transformers_trace(path, ids)
+    reference: Trace
+    if other is not None:
+        against, reference = job.given[SETTINGS.name], _traced(other, str(path), ids)
+    elif against == TRANSFORMERS:
+        reference = transformers_trace(path, ids)
     else:
         reference = _other_backend(job.config, str(path), against, ids)
     report = compare(*common(found, reference), ids, tolerance)
@@ -94,8 +107,32 @@ def _number(given: Mapping[str, str], name: str, default: float) -> float:
 def _other_backend(config: Config, path: str, backend: str, ids: Sequence[int]) -> Trace:
     """The trace of the same model by ``backend`` alone, torch filling in."""
     order = list(dict.fromkeys((backend, FALLBACK)))
+    return _traced(replace(config, backend=BackendConfig(backend, order)), path, ids)
+
+
+def _other_settings(config: Config, given: Mapping[str, str]) -> Config | None:
+    """What ``--against-settings`` asks for, or None.
+
+    Raises:
+        ConfigError: it is no settings, changes nothing or the model, or ``--against`` is there too.
+    """
+    text = given.get(SETTINGS.name)
+    if text is None:
+        return None
+    if AGAINST.name in given:
+        raise ConfigError(f"{AGAINST.name} and {SETTINGS.name} exclude each other", remedy="give one of them")
+    other = changed(config, [setting.strip() for setting in text.split(",")])
+    check(other)
+    if other == config or other.model != config.model:
+        what = "changes nothing" if other == config else "names another model"
+        raise ConfigError(f"{SETTINGS.name} {text} {what}", remedy="give a setting that is another one for the model")
+    return other
+
+
+def _traced(config: Config, path: str, ids: Sequence[int]) -> Trace:
+    """The trace of the model's file under other settings."""
     model = ModelConfig(path, None, config.model.ignore_config_keys)
-    llm = load(replace(config, model=model, backend=BackendConfig(backend, order)), taps=True)
+    llm = load(replace(config, model=model), taps=True)
     try:
         return llm.trace(ids)
     finally:

@@ -17,6 +17,7 @@ SUITES = {
     "soak": "llmcore_tools.bench.soak:main",
     "batch": "llmcore_tools.bench.batch:main",
     "sampling": "llmcore_tools.bench.sampling:main",
+    "kv": "llmcore_tools.bench.kv:main",
     "make-model": "llmcore_tools.bench.make_model:main",
 }
 __all__ = ["COMMAND", "SUITES", "main"]  # tab completion takes the flags of COMMAND

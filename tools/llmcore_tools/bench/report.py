@@ -31,7 +31,7 @@ class Report:
     """What one run of a suite found.
 
     Attributes:
-        suite: ``model``, ``ops``, ``kernels``, ``against``, ``serve``, ``soak``, ``batch`` or ``sampling``.
+        suite: ``model``, ``ops``, ``kernels``, ``against``, ``serve``, ``soak``, ``batch``, ``kv`` or ``sampling``.
         machine: what it ran on, by :func:`llmcore_tools.bench.machine.facts`.
         results: everything found, as plain data.
         tables: the same for people.
