@@ -53,7 +53,8 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
 
     What the outliers of ``count`` tokens, from ``place`` in their panel on, give, and of those up to a multiple of
     ``LISTED``; ``outliers`` is the address of the panel's list, see :mod:`llmcore_numba.packing`, ``head`` what comes
-    before the first; the rest is as in :func:`integer_tile`.
+    before the first; the rest is as in :func:`integer_tile`. One token's outliers are often in the columns of the next
+    one's: such a column is read from the weights once.
     """
 
     def body(builder: Any, *values: Any) -> None:
@@ -67,19 +68,25 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
         first = begin(place)
         entries = builder.add(builder.add(outliers, head), builder.mul(first, WORD(ENTRY)))
         sums = builder.sub(out, builder.mul(place, WORD(64 * OUT_BLOCKS)))
+        known = cgutils.alloca_once_value(builder, WORD(-1))  # the column that is in ``columns``
+        columns = [cgutils.alloca_once(builder, FLOATS) for _ in range(OUT_BLOCKS)]
         with cgutils.for_range(builder, builder.sub(begin(builder.add(place, count)), first)) as loop:
             entry = builder.add(entries, builder.mul(loop.index, WORD(ENTRY)))
             which = builder.zext(builder.load(pointer(builder, entry, INT), align=4), WORD)
             x = builder.load(pointer(builder, builder.add(entry, WORD(4)), FLOAT), align=4)
             token, column = builder.and_(which, WORD((1 << FOR_TOKEN) - 1)), builder.lshr(which, WORD(FOR_TOKEN))
-            start = builder.add(weights, builder.mul(builder.udiv(column, WORD(COLUMNS)), WORD(packing.nbytes)))
-            for block in range(OUT_BLOCKS):
-                at = builder.add(start, builder.mul(to_next, WORD(block)))
-                found = _column(builder, packing, at, builder.and_(column, WORD(COLUMNS - 1)))
-                to = builder.add(sums, builder.add(builder.mul(token, WORD(64 * OUT_BLOCKS)), WORD(64 * block)))
-                value = builder.load(pointer(builder, to, FLOATS), align=4)
-                value = emit_fma(builder, found, repeat(builder, x, LANES), value)
-                builder.store(value, pointer(builder, to, FLOATS), align=4)
+            with builder.if_then(builder.icmp_unsigned("!=", column, builder.load(known))):
+                start = builder.add(weights, builder.mul(builder.udiv(column, WORD(COLUMNS)), WORD(packing.nbytes)))
+                for block, place_of in enumerate(columns):
+                    at = builder.add(start, builder.mul(to_next, WORD(block)))
+                    found = _column(builder, packing, at, builder.and_(column, WORD(COLUMNS - 1)))
+                    builder.store(found, place_of)
+                builder.store(column, known)
+            to = builder.add(sums, builder.mul(token, WORD(64 * OUT_BLOCKS)))
+            for block, place_of in enumerate(columns):
+                at = pointer(builder, builder.add(to, WORD(64 * block)), FLOATS)
+                value = emit_fma(builder, builder.load(place_of), repeat(builder, x, LANES), builder.load(at, align=4))
+                builder.store(value, at, align=4)
 
     return _function(f"outliers_{packing.name}", 7, body)
 
