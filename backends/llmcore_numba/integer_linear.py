@@ -222,7 +222,8 @@ def _classifier_argmax(operands, thread, threads):
     most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))  # so many that the slots fit
     some = max(strips_per_chunk(1, strips, 2 * row_bytes, threads), (strips + most_chunks - 1) // most_chunks)
     cut = cut_up(strips, some, threads)
-    if cut[2] > most_chunks:
+    while cut[2] > most_chunks:
+        some += 1
         cut = cut_up(strips, some, 0)
     chunks = cut[2] if rows else 0
     chunk, early = claim(operands), claims_early(chunks, threads)

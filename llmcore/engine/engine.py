@@ -209,16 +209,16 @@ class Engine:
             if complete:
                 try:
                     token, wanted = tokens[row], request.params.logprobs
-                    if request.error:
-                        raise GenerationError(request.error)
                     if token < 0:
                         raise GenerationError("the model computed logits that are not numbers (NaN)")
+                    if request.error:
+                        raise GenerationError(request.error)
                     extra = () if wanted is None or reading is None else (reading.of(row, token, wanted),)
                     delta = self._accept(self.live[request.id], new, token, extra)
                     request.deltas.append(delta)
                     if delta.finish_reason is not None:
                         self._end(request, delta.finish_reason)
-                    elif new > 1:
+                    elif new > 1 or request.just_proven:
                         self.scheduler.keep(request)
                 except Exception as error:  # in what is this request's own
                     self._fail(request, error, doubtful=tokens[row] < 0)

@@ -124,7 +124,7 @@ class Guarded:
     def choose(self, waiting: Sequence[Request]) -> Request:
         """One of ``waiting``."""
         try:
-            chosen = self.inner.choose(waiting)
+            chosen = self.inner.choose(list(waiting))  # its own, should it change it
             if any(chosen is request for request in waiting):
                 return chosen
             raise ValueError(f"it chose {chosen!r:.80}, which does not wait")
@@ -156,10 +156,10 @@ class Guarded:
             self._replace(error)
 
     @property
-    def patience(self) -> int:
+    def patience(self) -> float:
         """As the policy says."""
         try:
-            return int(self.inner.patience)
+            return float(self.inner.patience)
         except Exception as error:
             self._replace(error)
             return Fcfs.patience
@@ -174,10 +174,14 @@ class Guarded:
             return Fcfs.reserves
 
     def _replace(self, error: Exception) -> None:
-        name = type(self.inner).__name__
+        name, kind = type(self.inner).__name__, type(error).__name__
         self.inner = Fcfs()
+        try:
+            what = f"{kind}: {error}"
+        except Exception:  # of its own text
+            what = kind
         warnings.warn(
-            f"the policy {name} has failed ({type(error).__name__}: {error}): first come, first served from now on",
+            f"the policy {name} has failed ({what}): first come, first served from now on",
             PolicyWarning,
             stacklevel=2,
         )

@@ -98,6 +98,7 @@ class Sampler:
     def _write(self, requests: Sequence[Request]) -> None:
         """Parameters stay from step to step, until other requests come."""
         arrays, count = self.inputs.arrays, len(requests)
+        self._written = []  # should an interrupt come
         params = [request.params for request in requests]
         arrays["temperature"][:count] = [1.0 if p.greedy else p.temperature for p in params]
         arrays["top_k"][:count] = [min(p.top_k, self.vocab) for p in params]

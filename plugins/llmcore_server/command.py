@@ -56,7 +56,9 @@ def run(job: Job) -> int:
     host, port = listener.getsockname()[:2]
     with Serving(name, bounds, listener, config.drain_s) as serving:
         print(f"http://{f'[{host}]' if ':' in host else host}:{port} loads {name} …", file=sys.stderr, flush=True)
-        serving.answer(load(settings(job)))
+        llm = load(settings(job))
+        llm.runner.weights.read_mapped()
+        serving.answer(llm)
     return 0
 
 
@@ -161,6 +163,7 @@ class Serving:
             self._handlers[number] = signal.signal(number, self._told)
         self._thread.start()
         self._ready.wait()
+        self._check()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,10 +191,15 @@ class Serving:
 
     def answer(self, llm: LLM) -> None:
         """Answers with ``llm`` until a signal comes."""
+        self._check()
         self._loaded = True
         asyncio.run_coroutine_threadsafe(self.service.load(lambda: llm), self._loop).result()
         print(f"{self.service.name} is ready", file=sys.stderr, flush=True)
         self._thread.join()
+        self._check()
+
+    def _check(self) -> None:
+        """Raises what has ended the server's thread."""
         if self._error is not None:
             raise self._error
 

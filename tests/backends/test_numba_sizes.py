@@ -297,3 +297,17 @@ def test_best_of_a_large_vocabulary(tokens: int, vocab: int, machine: Machine) -
     for threads in (1, 2):
         got = execute(kernel, values, dims, {}, Setting(machine, threads=threads))["ids"]
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("strips", [56, 63])
+def test_the_best_of_many_tokens_is_kept_for_each(strips: int, threads: int, machine: Machine) -> None:
+    """A value for each token and chunk must fit, however the strips of the vocabulary divide."""
+    dims = {"M": 4096, "K": 256, "N": strips * 32}
+    kernel = _kernel("classifier_argmax", "Q8_0", exact=False)
+    values = make_values(ops.get("classifier_argmax"), Case(dims), {"weight": "Q8_0"}, "float32", 1)
+    setting = Setting(machine, threads=threads)
+    ids = execute(kernel, values, dims, {}, setting)["ids"]
+    x = Values({"x": values.arrays["x"]}, values.stored)
+    logits = execute(_kernel("linear", "Q8_0", exact=False), x, dims, {}, setting)["y"]
+    assert (ids == logits.argmax(1)).all()

@@ -143,6 +143,13 @@ def test_who_was_overtaken_too_often_is_not_preempted():
     assert sorted([request(0, priority=-5), starved, request(1)], key=policy.standing)[0] is starved
 
 
+class Unspeakable(Exception):
+    """Cannot be told either."""
+
+    def __str__(self):
+        raise RuntimeError("nor this")
+
+
 class Broken(Policy):
     """Fails in one way."""
 
@@ -171,6 +178,7 @@ def test_what_is_no_policy_is_replaced_too():
     ("method", "answer"),
     [
         ("choose", ZeroDivisionError("theirs")),
+        ("choose", Unspeakable()),
         ("choose", None),
         ("choose", request(99)),
         ("key", KeyError("theirs")),
@@ -190,6 +198,13 @@ def test_a_policy_that_fails_is_replaced(method, answer):
     assert len(said) == 1
     assert order == list(range(6))
     assert type(schedule.policy.inner) is Fcfs and schedule.pool.free == 16
+
+
+def test_a_policy_may_take_its_own_list_apart():
+    policy = Policy()
+    policy.choose = lambda waiting: [waiting.pop(0), waiting.clear()][0]
+    policy.patience = float("inf")
+    assert run(scheduler(policy), [request(i) for i in range(5)]) == list(range(5))
 
 
 def test_an_unknown_policy_names_the_near_ones(tmp_path):

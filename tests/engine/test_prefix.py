@@ -173,3 +173,14 @@ def test_a_salt_parts_tenants(load):
 
     assert [asked(salt)[0] for salt in ("", "", "a", "b", "a", "")] == [0, 8, 0, 0, 8, 8]
     assert asked("c")[1] == asked("a")[1]
+
+
+def test_a_last_chunk_of_one_token_is_shared_at_once(load):
+    llm = load(max_batch_tokens=16)
+    prompt = [i % 200 for i in range(17)]  # a step's tokens and one
+    first, second = (llm.engine.add(prompt, GREEDY) for _ in range(2))
+    while not second.admitted:
+        llm.engine.step()
+    assert first.generated_count <= 2 and second.cached == 16
+    while llm.engine.busy:
+        llm.engine.step()

@@ -66,6 +66,19 @@ def test_plain_weights_are_the_mapping(store: WeightStore) -> None:
     assert store.mapped_bytes == 48 + 16 and store.repacked_bytes == 0
 
 
+def test_what_is_mapped_is_read_before_it_is_needed(store: WeightStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    raw = Tensor.raw
+    monkeypatch.setattr(Tensor, "raw", lambda tensor: read.append(tensor.name) or raw(tensor))
+    store.read_mapped()
+    assert read == []
+    store.operand("bf16", READS_FILE)
+    store.operand("q8", packing("doubled"))
+    read.clear()
+    store.read_mapped()
+    assert read == ["bf16"], "what was repacked is not read from the file again"
+
+
 def test_blocks_are_rows_of_bytes(store: WeightStore) -> None:
     array = store.operand("q8", READS_FILE)
     assert array.shape == (6, 34) and array.dtype == np.uint8

@@ -209,10 +209,10 @@ def _stopped(found: Found) -> Check:
 
 
 def _memory(samples: Sequence[Sample]) -> Check:
-    """Private memory, that no file lies behind. Pages of the weights' files come in when their rows are first read."""
-    private, resident = (drift(samples, name) for name in ("private", "resident"))
-    detail = f"{private}; with the pages of mapped files {resident}"
-    return Check(f"private memory drifts by less than {100 * DRIFT:g} %", private.share < DRIFT, detail)
+    """Resident memory; what of it no file lies behind is shown beside it."""
+    resident, private = (drift(samples, name) for name in ("resident", "private"))
+    detail = f"{resident}; without the pages of mapped files {private}"
+    return Check(f"resident memory drifts by less than {100 * DRIFT:g} %", resident.share < DRIFT, detail)
 
 
 def drift(samples: Sequence[Sample], name: str) -> Drift:
