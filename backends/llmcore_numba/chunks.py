@@ -29,7 +29,7 @@ def strips_before(cut, chunk):
 def claims_early(chunks, threads):
     """Whether a thread claims its next chunk before it begins with one, so that it can ask for the weights of both.
 
-    Memory is then read while products are summed: 8 tokens take 0.8 of the time. But nobody should go without.
+    Memory is then read while products are summed. But nobody should go without.
     """
     return chunks >= EACH * threads
 

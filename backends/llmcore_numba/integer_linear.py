@@ -97,7 +97,7 @@ def _strip(weights, to_next, groups, tokens, token, end, ahead, out):
 
     ``to_next`` bytes lie between the blocks; 0 where there is but one, and then ``out`` has anything for the other.
     ``end`` is behind the last token; those behind it in the last panel are computed too. ``ahead`` bytes further on are
-    the weights that this thread will probably need next; 0 if they have been asked for.
+    the weights that this thread needs next, as far as it knows; 0 if they have been asked for.
     """
     if end == 1:
         strip_for_one(weights, to_next, groups, tokens, token, end, ahead, out)

@@ -117,9 +117,8 @@ class Guarded:
     def __init__(self, policy: Policy) -> None:
         """Takes ``policy`` over."""
         self.inner = policy
-        self.uses_priority = bool(
-            getattr(policy, "uses_priority", False)
-        )  # whoever gives one need not know what has failed since
+        # Kept when the policy is replaced: whoever gives a priority need not know what has failed since.
+        self.uses_priority = bool(getattr(policy, "uses_priority", False))
 
     def choose(self, waiting: Sequence[Request]) -> Request:
         """One of ``waiting``."""

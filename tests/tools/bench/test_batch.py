@@ -130,10 +130,12 @@ def test_goals_can_be_missed() -> None:
     used, ratio = batch_report.goals("mixed", {"continuous": [replace(half, tokens=90)], "single": [slow]}, 8)
     assert (used.met, used.found) == (False, 75) and (ratio.met, ratio.found) == (False, pytest.approx(90 / 31))
     nobody = replace(full, waited=(False, False))
-    (used,) = batch_report.goals("eighths", {"continuous": [full, nobody], "single": [half]}, 8)
-    assert used.found is None and not used.met
+    eighths = {"continuous": [full, nobody], "static_rows_out": [replace(full, tokens=60)] * 2}
+    unused, static = batch_report.goals("eighths", eighths, 8)
+    assert unused.found is None and not unused.met
+    assert (static.found, static.least, static.met) == (1.5, 1.7, False)
     assert not Goal("", 1, float("nan"), "×").met
-    assert [row[2:] for row in table([used, ratio]).rows] == [("", "no"), ("2.90×", "no")]
+    assert [row[2:] for row in table([unused, ratio]).rows] == [("", "no"), ("2.90×", "no")]
 
 
 SMALL = Shared(requests=6, prefix=32, own=4, new=3)
@@ -160,7 +162,8 @@ def test_json(tiny_model: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert ways["continuous"]["steps"][0] < 40
     assert ways["static_to_longest"]["slots"]["used"] == [100 / 160] * 2
     assert len(ways["single"]["tokens_per_s"]["samples"]) == 2
-    (goal,) = found["results"]["goals"]
+    goal, static = found["results"]["goals"]
+    assert static["name"] == "eighths: tokens per second over static batching, ended rows taken out"
     assert goal["name"] == "eighths: slots used while requests wait" and goal["met"] and 95 < goal["found"] < 100
 
 
