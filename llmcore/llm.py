@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
     from llmcore.text.chat import ChatTemplate, Message
 
-AUTO = ("triton", "numba", "torch")  # the fastest first; those that are installed are asked
+AUTO = ("numba", "triton", "torch")  # of a CPU, of a GPU, of either; those that are installed are asked
 FALLBACK = "torch"  # the backend that runs every op: named in each explanation where it steps in
 Prompt = str | Sequence[int]
 Array = np.ndarray[Any, Any]

@@ -61,6 +61,7 @@ def _int8(heads: Array) -> Array:
 
 KV_DTYPES: Mapping[str, Callable[[Array], Array]] = {
     "float32": lambda heads: heads.astype(np.float32),
+    "float16": lambda heads: heads.astype(np.float16).astype(np.float32),
     "bfloat16": _bfloat16,
     "int8": _int8,
 }

@@ -29,6 +29,7 @@ class KVDtype(StrEnum):
 
     auto = "auto"
     float32 = "float32"
+    float16 = "float16"
     bfloat16 = "bfloat16"
     int8 = "int8"
 

@@ -50,6 +50,7 @@ def _attention_cases() -> Iterator[Case]:
             {"head_dim": head_dim, "kv_heads": kv_heads, "page_size": batch.page_size, "scale": head_dim**-0.5},
             inputs=batch,
             note=note,
+            one_each=bool(lens) and set(lens) == {1},
         )
 
 

@@ -56,7 +56,8 @@ class Case:
     """One conformance case: sizes for the dims, values for the attributes, and which optional parameters are present.
 
     ``inputs`` makes the parameters that random numbers can't stand for (indices, page tables): it is called with the
-    dims and a ``numpy.random.Generator`` and returns arrays by parameter name.
+    dims and a ``numpy.random.Generator`` and returns arrays by parameter name. ``one_each``: every sequence has one new
+    token, token ``t`` that of sequence ``t``, which a kernel may count on (:class:`llmcore.registry.node.NodeView`).
     """
 
     dims: Mapping[str, int]
@@ -64,6 +65,7 @@ class Case:
     present: tuple[str, ...] = ()
     inputs: Callable[[Mapping[str, int], Any], dict[str, Any]] | None = None
     note: str = ""
+    one_each: bool = False
 
 
 class Builder(Protocol):

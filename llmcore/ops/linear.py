@@ -31,6 +31,9 @@ def linear_cases(*dims: str) -> Iterator[Case]:
     cases=lambda: linear_cases("M", "K", "N"),
 )
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``; the reference takes the weight dequantized to float32."""
+    """``x @ weight.T + bias``; the reference takes the weight dequantized to float32.
+
+    Where it makes logits, ``y`` is float32 whatever activations are.
+    """
     y = x.float() @ weight.float().T
     return y if bias is None else y + bias

@@ -19,6 +19,7 @@ class NodeView:
         formats: weight parameter → format name, for the parameters declared ``any``.
         attrs: the op's attributes.
         present: the optional parameters that the call has.
+        one_each: whether every sequence of a step has one new token, token ``t`` that of sequence ``t``.
     """
 
     op: str
@@ -29,3 +30,4 @@ class NodeView:
     formats: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
+    one_each: bool = False

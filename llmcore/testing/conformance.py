@@ -152,14 +152,20 @@ def unsupported(
         formats=formats,
         attrs=case.attrs,
         present=frozenset(case.present),
+        one_each=case.one_each,
     )
     return why_not(backend, (kernel,), node, kv_dtype)[1]
 
 
 def settings(spec: OpSpec, kernel: KernelInfo, plain: Setting) -> Iterator[Setting]:
-    """Plain; threads and unaligned operands; and each output in the memory of each input that it may take over."""
+    """Plain; threads and unaligned operands; and each output in the memory of each input that it may take over.
+
+    A linear layer that makes logits writes them as float32, whatever activations are.
+    """
     threads = 2 if kernel.abi == "native" else 1
     yield plain
+    if spec.name == "linear" and plain.dtype != "float32":
+        yield replace(plain, wide=True)
     if kernel.abi == "native":
         yield replace(plain, threads=threads, late=True)
     yield replace(plain, threads=threads, skewed=True)

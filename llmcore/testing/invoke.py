@@ -71,6 +71,7 @@ class Setting:
         threads, late: of a native kernel; ``late``: only the first of them comes.
         skewed: operands begin one element past a 64-byte boundary.
         inplace: (output, input) that share memory.
+        wide: outputs of type ``act`` are float32, whatever activations are.
         fence: the side of every buffer on which a forbidden page begins; ``only``: of this one buffer.
     """
 
@@ -81,6 +82,7 @@ class Setting:
     late: bool = False
     skewed: bool = False
     inplace: tuple[str, str] | None = None
+    wide: bool = False
     fence: Fence = ""
     only: str = ""
 
@@ -97,6 +99,8 @@ class Setting:
             parts.append("operands not aligned to 64 bytes")
         if self.inplace:
             parts.append("{} in the memory of {}".format(*self.inplace))
+        if self.wide:
+            parts.append("outputs in float32")
         if self.fence:
             parts.append(f"a forbidden page right {self.fence} {self.only or 'every buffer'}")
         return ", ".join(parts)
@@ -164,7 +168,8 @@ def _place(
         if setting.inplace and setting.inplace[0] == param.name:
             placed[param.name] = placed[setting.inplace[1]].release()
             continue
-        dtype = dtype_of({"act": setting.dtype, "f32": "float32", "i32": "int32"}[param.type])
+        act = "float32" if setting.wide else setting.dtype
+        dtype = dtype_of({"act": act, "f32": "float32", "i32": "int32"}[param.type])
         shape = tuple(dims[letter] for letter in param.dims)
         placed[param.name] = Guarded.output(param.name, shape, dtype, skewed=skewed, fence=fence(param.name))
     return placed

@@ -1,0 +1,1 @@
+"""The Triton backend: GPU kernels, which Triton's interpreter runs on any machine."""

@@ -1,0 +1,70 @@
+"""What the Triton backend offers. Nothing here imports Triton or torch: targets are resolved when a kernel is bound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
+
+DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+DTYPES = ("bfloat16", "float16", "float32")
+KV_LAYOUTS: Mapping[str, str] = {}
+
+
+def _kernel(
+    op: str,
+    module: str,
+    *,
+    formats: tuple[str, ...] = (),
+    supported: str = "",
+    pack: str = "",
+    layout: tuple[str, int] | None = None,
+    kv_dtypes: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = DTYPES,
+    name: str = "",
+    exact: bool = True,
+) -> KernelInfo:
+    """``op`` in a file of this package; ``name``: of its function where that is not the op's."""
+    return KernelInfo(
+        op,
+        f"llmcore_triton.{module}:{name or op}",
+        view="torch",
+        devices=DEVICES,
+        dtypes=dtypes,
+        formats=formats,
+        supported=f"llmcore_triton.{supported}" if supported else "",
+        pack=f"llmcore_triton.{pack}" if pack else "",
+        layout=layout,
+        exact=exact,
+        group="kv" if kv_dtypes else "",
+        kv_dtypes=kv_dtypes or ("float32",),
+    )
+
+
+ROWS: tuple[KernelInfo, ...] = ()
+"""Ops that treat every row or element by itself."""
+
+CACHE: tuple[KernelInfo, ...] = ()
+"""Ops over the KV cache."""
+
+LINEAR: tuple[KernelInfo, ...] = ()
+"""Ops that multiply by weights."""
+
+SAMPLING: tuple[KernelInfo, ...] = ()
+"""From logits to tokens."""
+
+
+@hookimpl
+def llmcore_backends() -> list[BackendInfo]:
+    """The one backend of this package."""
+    return [
+        BackendInfo(
+            "triton",
+            "GPU: kernels written in Triton, for CUDA and ROCm",
+            (*ROWS, *CACHE, *LINEAR, *SAMPLING),
+            kv_layouts=KV_LAYOUTS,
+            requires=("torch", "triton"),
+            ready="llmcore_triton.device:ready",
+        )
+    ]
