@@ -39,6 +39,7 @@ def _kernel(
         exact=exact,
         group="kv" if kv_dtypes else "",
         kv_dtypes=kv_dtypes or ("float32",),
+        captured=True,
     )
 
 
