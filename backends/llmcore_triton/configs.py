@@ -15,7 +15,12 @@ from math import inf, log
 from pathlib import Path
 from typing import Any
 
-from llmcore_triton.device import target
+from llmcore_triton.device import INTERPRETING, target
+
+if INTERPRETING:
+    from llmcore_triton import interpreter
+
+    interpreter.repair()  # every kernel's module imports this one
 
 TABLES = Path(__file__).parent / "tables"
 
@@ -68,3 +73,9 @@ def distance(a: Sequence[int], b: Sequence[int]) -> float:
     if len(a) != len(b):
         return inf
     return sum(abs(log(max(x, 1)) - log(max(y, 1))) for x, y in zip(a, b, strict=True))
+
+
+def warps(elements: int, each: int = 8) -> int:
+    """How many warps a program over ``elements`` has, if a thread takes ``each``: 16 bytes of bfloat16 are 8."""
+    wanted = elements // (each * target().warp)
+    return min(1 << max(wanted.bit_length() - 1, 0), 16)

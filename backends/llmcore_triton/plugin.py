@@ -43,7 +43,16 @@ def _kernel(
     )
 
 
-ROWS: tuple[KernelInfo, ...] = ()
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+ROWS: tuple[KernelInfo, ...] = (
+    _kernel("embedding", "embedding", formats=("F32", "F16", "BF16")),
+    *(_kernel("embedding", "embedding", formats=(form,), name=form.lower()) for form in QUANTIZED),
+    _kernel("rms_norm", "rms_norm"),
+    _kernel("add_rms_norm", "fused"),
+    _kernel("rope", "rope"),
+    *(_kernel(op, "elementwise") for op in ("add", "swiglu", "gather")),
+)
 """Ops that treat every row or element by itself."""
 
 CACHE: tuple[KernelInfo, ...] = ()
