@@ -32,6 +32,8 @@ def repair() -> None:
     interpreter._get_np_dtype = _numpy_types(interpreter._get_np_dtype)
     builder = interpreter.InterpreterBuilder
     builder.get_bf16 = _constant
+    builder.create_masked_load = _load
+    builder.create_masked_store = _store
     builder.cast_impl = _cast
     builder.create_fp_to_fp = _rounding_cast(builder.create_fp_to_fp)
     builder.create_fma = _fma
@@ -54,6 +56,23 @@ def _numpy_types(original: Callable[[Any], np.dtype[Any]]) -> Callable[[Any], np
 
 def _constant(_builder: Any, value: float) -> Handle:
     return interpreter.TensorHandle(np.array([value], BFLOAT16), tl.bfloat16)
+
+
+def _load(_builder: Any, pointers: Handle, mask: Handle, other: Handle | None, *_hints: Any) -> Handle:
+    """Memory is read and written as the bits of bfloat16: some versions know the types of numpy alone there."""
+    element = pointers.get_element_ty()
+    kind = interpreter._get_np_dtype(element)
+    default = np.zeros(pointers.data.shape, kind) if other is None else other.data
+    loaded = interpreter._interpreter.load(pointers.data, mask.data, _bits(default), _bits(np.empty(0, kind)).dtype)
+    return interpreter.TensorHandle(loaded.view(kind), element)
+
+
+def _store(_builder: Any, pointers: Handle, value: Handle, mask: Handle, *_hints: Any) -> None:
+    interpreter._interpreter.store(pointers.data, _bits(value.data), mask.data)
+
+
+def _bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return values.view(np.uint16) if values.dtype == BFLOAT16 else values
 
 
 def _cast(_builder: Any, source: Handle, kind: Any) -> Handle:
