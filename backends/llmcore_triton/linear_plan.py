@@ -108,8 +108,8 @@ def _dot(form: int, bits: int, tokens: int, rows: int, sides: int) -> Config:
 
 
 def _parts(tiles: int, blocks: int, each: int) -> int:
-    """Parts of the columns: so that there are ``each`` programs for every multiprocessor, of two tiles at least."""
+    """Parts of the columns: so that there are nearly ``each`` programs a multiprocessor, of two tiles at least."""
     parts = 1
-    while tiles * parts < each * target().multiprocessors and blocks >= 4 * parts and parts < 16:
+    while tiles * parts * 5 < 4 * each * target().multiprocessors and blocks >= 4 * parts and parts < 16:
         parts *= 2
     return parts

@@ -19,8 +19,17 @@ UNIT = tl.constexpr(packing.UNIT)
 
 
 @triton.jit
-def field(words, F: tl.constexpr, FORM: tl.constexpr):
-    """Field ``F`` of ``words`` less the zero, as float32, times :func:`power_of` it."""
+def magic_of(columns):
+    """The bits of 2**23. Nobody who compiles knows that ``columns`` is not negative, and so that this is a constant:
+
+    as two constants, mask and magic would be an instruction each; with one of them in a register both are one.
+    """
+    return 0x4B000000 | (columns >> 31)
+
+
+@triton.jit
+def field(words, magic, F: tl.constexpr, FORM: tl.constexpr):
+    """Field ``F`` of ``words`` less the zero, as float32, times the power of two at which it begins in its half."""
     BITS: tl.constexpr = 8 if EIGHT & FORM else 4
     HALF: tl.constexpr = 16 // BITS  # fields of the lower half of a word
     ZERO: tl.constexpr = 128 if EIGHT & FORM else (0 if MINIMA & FORM else 8)
@@ -28,7 +37,7 @@ def field(words, F: tl.constexpr, FORM: tl.constexpr):
     if F >= HALF:
         words = words >> 16
     mantissa = words & (((1 << BITS) - 1) << SHIFT)
-    return (mantissa | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + ZERO * (1 << SHIFT))
+    return (mantissa | magic).to(tl.float32, bitcast=True) - (8388608.0 + ZERO * (1 << SHIFT))
 
 
 @triton.jit
@@ -76,12 +85,14 @@ def factors_at(
 @triton.jit
 def packed_gemv(x, weight, count, rows, columns, begin, end, FORM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """Rows ``rows`` [BN] of a packed matrix times one token: float32 [BN], over the columns ``begin`` … ``end``."""
-    WORDS: tl.constexpr = 8 if EIGHT & FORM else 4
+    BITS: tl.constexpr = 8 if EIGHT & FORM else 4
+    WORDS: tl.constexpr = BITS
     FIELDS: tl.constexpr = 4 if EIGHT & FORM else 8
     GROUPS: tl.constexpr = 2 if HALVES & FORM else 1  # of a unit
     UNITS: tl.constexpr = BK // UNIT
     word = tl.arange(0, WORDS)
     acc = tl.zeros([BN, UNITS], tl.float32)
+    magic = magic_of(columns)
     for first in range(begin, end, BK):
         unit = first // UNIT + tl.arange(0, UNITS)
         known = unit < columns // UNIT
@@ -91,11 +102,10 @@ def packed_gemv(x, weight, count, rows, columns, begin, end, FORM: tl.constexpr,
             total = tl.zeros([BN, UNITS, WORDS], tl.float32)
             plain = tl.zeros([UNITS, WORDS], tl.float32)
             for f in tl.static_range(half * (FIELDS // GROUPS), (half + 1) * (FIELDS // GROUPS)):
-                POWER: tl.constexpr = 1 << f % (FIELDS // 2) * (8 if EIGHT & FORM else 4)
                 v = tl.load(tokens + f * WORDS, mask=known[:, None], other=0.0).to(tl.float32)
                 if MINIMA & FORM:
                     plain += v
-                total += field(words, f, FORM) * (v * (1.0 / POWER))[None, :, :]
+                total += field(words, magic, f, FORM) * (v * (1.0 / (1 << f % (FIELDS // 2) * BITS)))[None, :, :]
             acc += factors_at(weight, count, rows, unit, known, columns, half, False, FORM) * tl.sum(total, 2)
             if MINIMA & FORM:
                 minima = factors_at(weight, count, rows, unit, known, columns, half, True, FORM)
@@ -104,10 +114,10 @@ def packed_gemv(x, weight, count, rows, columns, begin, end, FORM: tl.constexpr,
 
 
 @triton.jit
-def values_of(words, scales, minima, F: tl.constexpr, FORM: tl.constexpr):
+def values_of(words, magic, scales, minima, F: tl.constexpr, FORM: tl.constexpr):
     """The weights of field ``F``, float32 [rows, units, words], by their groups' scales and minima [rows, units]."""
     POWER: tl.constexpr = 1 << F % (2 if EIGHT & FORM else 4) * (8 if EIGHT & FORM else 4)
-    values = field(words, F, FORM) * (scales * (1.0 / POWER))[:, :, None]
+    values = field(words, magic, F, FORM) * (scales * (1.0 / POWER))[:, :, None]
     if MINIMA & FORM:
         values += minima[:, :, None]
     return values
@@ -139,6 +149,7 @@ def packed_dot(
     INNER: tl.constexpr = UNITS * WORDS  # columns of a product
     inner = tl.arange(0, INNER)
     acc = tl.zeros([BN, BM], tl.float32)
+    magic = magic_of(columns)
     for first in range(begin, end, BK):
         unit = first // UNIT + tl.arange(0, UNITS)
         known = unit < columns // UNIT
@@ -150,7 +161,7 @@ def packed_dot(
             if MINIMA & FORM:
                 minima = factors_at(weight, count, rows, unit, known, columns, half, True, FORM)
             for f in tl.static_range(half * (FIELDS // GROUPS), (half + 1) * (FIELDS // GROUPS)):
-                values = values_of(words, scales, minima, f, FORM)
+                values = values_of(words, magic, scales, minima, f, FORM)
                 at = (tokens * columns)[None, :] + (column + f * WORDS)[:, None]  # [INNER, BM]
                 v = tl.load(x + at, mask=(column < columns)[:, None], other=0.0)
                 acc = tl.dot(values.to(v.dtype).reshape(BN, INNER), v, acc, input_precision="ieee")

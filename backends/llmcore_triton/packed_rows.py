@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from llmcore_triton.linear_plan import form_of_weight
-from llmcore_triton.packed import EIGHT, HALVES, MINIMA, UNIT, codes_at, factors_at, values_of
+from llmcore_triton.packed import EIGHT, HALVES, MINIMA, UNIT, codes_at, factors_at, magic_of, values_of
 
 ROWS, COLUMNS = 8, 512  # of a program
 
@@ -22,6 +22,7 @@ def dequantize_kernel(weight, y, N, K, FORM: tl.constexpr, BN: tl.constexpr, BK:
     unit = tl.program_id(1) * (BK // UNIT) + tl.arange(0, BK // UNIT)
     known = unit < K // UNIT
     count, rows = N.to(tl.int64), tl.where(row < N, row, 0).to(tl.int64)
+    magic = magic_of(K)
     words = codes_at(weight, rows, unit, known, K, FORM)
     column = unit[:, None] * UNIT + tl.arange(0, WORDS)[None, :]
     at = (rows * K)[:, None, None] + column[None, :, :]
@@ -32,7 +33,7 @@ def dequantize_kernel(weight, y, N, K, FORM: tl.constexpr, BN: tl.constexpr, BK:
         if MINIMA & FORM:
             minima = factors_at(weight, count, rows, unit, known, K, half, True, FORM)
         for f in tl.static_range(half * (FIELDS // GROUPS), (half + 1) * (FIELDS // GROUPS)):
-            values = values_of(words, scales, minima, f, FORM)
+            values = values_of(words, magic, scales, minima, f, FORM)
             tl.store(y + at + f * WORDS, values.to(y.dtype.element_ty), mask=mask)
 
 

@@ -80,6 +80,8 @@ def _linear(op: str, module: str) -> tuple[KernelInfo, ...]:
 LINEAR: tuple[KernelInfo, ...] = (
     *_linear("linear", "linear"),
     *_linear("linear_add", "linear"),
+    *_linear("gate_up_swiglu", "linear_gate_up"),
+    *_linear("classifier_argmax", "classifier"),
 )
 """Ops that multiply by weights."""
 
