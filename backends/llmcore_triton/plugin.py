@@ -107,7 +107,11 @@ LINEAR: tuple[KernelInfo, ...] = (
 )
 """Ops that multiply by weights."""
 
-SAMPLING: tuple[KernelInfo, ...] = ()
+SAMPLING: tuple[KernelInfo, ...] = (
+    *(_kernel(op, "sampling") for op in ("argmax", "softmax", "exp_sum", "sample")),
+    *(_kernel(op, "filters") for op in ("top_k", "top_p", "min_p")),
+    _kernel("largest", "largest"),
+)
 """From logits to tokens."""
 
 
