@@ -109,7 +109,7 @@ def _attention(
 def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
     """Tiles and launch of :func:`_attention`. In float32 nothing runs on tensor cores, and tiles are small."""
     if INTERPRETING:
-        return Config({"BLOCK_M": 16, "BLOCK_N": 16})
+        return Config({"BLOCK_M": 16, "BLOCK_N": 32})
     device = target()
     large = head_dim > 128
     if dtype == torch.float32:

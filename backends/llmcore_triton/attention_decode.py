@@ -155,7 +155,7 @@ def split_count(sequences: int, kv_heads: int, blocks: int) -> int:
 def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
     """Block and launch of :func:`_decode`: a block of keys is about 16 KiB, several of which are under way."""
     if INTERPRETING:
-        return Config({"BLOCK_N": 16})
+        return Config({"BLOCK_N": 32})
     device, wide = target(), kv.element_size() == 4
     block = max(16, min(128, 8192 // triton.next_power_of_2(head_dim) // (2 if wide else 1)))
     default = Config({"BLOCK_N": block}, num_warps=4, num_stages=3 if device.cuda and not wide else 2)
