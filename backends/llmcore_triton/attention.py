@@ -95,12 +95,12 @@ def _attention(
     for at in range(0, whole, BLOCK_N):
         total, largest, weight, pages = attend(
             *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
-            *(False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+            *(False, False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     for at in range(whole, past + tl.minimum(first + TOKENS, count), BLOCK_N):
         total, largest, weight, pages = attend(
             *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
-            *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+            *(True, False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     out = mean(total, weight).to(y.dtype.element_ty)
     tl.store(y + query_head[:, None] * HEAD_DIM + element, out, mask=here)
