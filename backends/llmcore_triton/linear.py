@@ -32,7 +32,7 @@ def linear_kernel(
     EVEN: tl.constexpr,
 ):
     """``y`` [M, N] = ``residual`` + ``x`` [M, K] @ ``weight`` [N, K].T + ``bias``; one tile and part a program."""
-    rows, tokens = tile_of(tl.program_id(0), M, N, BM, BN)
+    rows, tokens = tile_of(tl.program_id(0), M, BM, BN)
     part = tl.program_id(1)
     acc = product(x, weight, rows, tokens, M, N, K, part, FORM, BM, BN, BK, SPLIT, EVEN)
     store_tile(acc, bias, residual, y, partial, rows, tokens, M, N, part, SPLIT)

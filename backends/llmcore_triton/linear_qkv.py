@@ -31,7 +31,7 @@ def project_tile(
     EVEN: tl.constexpr,
 ):
     """A tile of one of the projections."""
-    rows, tokens = tile_of(program, M, N, BM, BN)
+    rows, tokens = tile_of(program, M, BM, BN)
     acc = product(x, weight, rows, tokens, M, N, K, part, FORM, BM, BN, BK, SPLIT, EVEN)
     store_tile(acc, bias, None, y, partial, rows, tokens, M, N, part, SPLIT)
 
