@@ -81,7 +81,7 @@ def _plan(form: int, bits: int, tokens: int, rows: int, columns: int, split: boo
     else:
         chosen = config(f"dot-{kind}", (block, rows, columns), _dot(form, bits, block, rows))
     inner = chosen.meta["BK"]
-    parts = _parts(-(-rows // chosen.meta["BN"]), -(-columns // inner), 2 if block > 1 else 1) if split else 1
+    parts = parts_of(-(-rows // chosen.meta["BN"]), -(-columns // inner), 2 if block > 1 else 1) if split else 1
     return Plan(form, block, chosen, parts, columns % (inner * parts) == 0)
 
 
@@ -107,7 +107,7 @@ def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
     return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 16 else 2, num_stages=stages)
 
 
-def _parts(tiles: int, blocks: int, each: int) -> int:
+def parts_of(tiles: int, blocks: int, each: int) -> int:
     """Parts of the columns: so that there are nearly ``each`` programs a multiprocessor, of two tiles at least."""
     parts = 1
     while tiles * parts * 5 < 4 * each * target().multiprocessors and blocks >= 4 * parts and parts < 16:
