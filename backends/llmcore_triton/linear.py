@@ -13,7 +13,7 @@ from llmcore_triton.packed_rows import dequantized
 FINISH = 256  # elements of a program that adds parts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def linear_kernel(
     x,
     weight,
@@ -38,7 +38,7 @@ def linear_kernel(
     store_tile(acc, bias, residual, y, partial, rows, tokens, M, N, part, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def finish_kernel(bias, residual, y, partial, M, N, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """Adds the parts that :func:`linear_kernel` made."""
     finish_tile(tl.program_id(0), bias, residual, y, partial, M, N, SPLIT, BLOCK)

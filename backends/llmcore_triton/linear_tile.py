@@ -93,7 +93,7 @@ def product(
 
     ``FORM``: of a packed weight, 0 for floats; ``EVEN``: parts are whole tiles.
     """
-    count = N.to(tl.int64)
+    count = tl.cast(N, tl.int64)
     rows = tl.where(rows < N, rows, 0).to(tl.int64)
     tokens = tl.where(tokens < M, tokens, 0).to(tl.int64)
     length = tl.cdiv(tl.cdiv(K, BK), SPLIT) * BK
@@ -153,7 +153,7 @@ def finish_tile(
     BLOCK: tl.constexpr,
 ):
     """Adds the parts of elements ``program * BLOCK`` …, always in the same order, and writes them to ``y``."""
-    size = M.to(tl.int64) * N
+    size = tl.cast(M, tl.int64) * N
     at = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     known = at < size
     total = tl.zeros([BLOCK], tl.float32)

@@ -71,7 +71,7 @@ def quantize_kernel(x, codes, scales, K, P, FP8: tl.constexpr, LARGEST: tl.const
             tl.store(to + column, tl.floor(v + 0.5).to(tl.int8), mask=column < P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def scaled_kernel(
     codes,
     scales,
@@ -112,7 +112,7 @@ def scaled_kernel(
             acc = tl.dot(w, v, acc)
         else:
             acc = tl.dot(w, v, acc, out_dtype=tl.int32)
-    of_rows = (weight + N.to(tl.int64) * P).to(tl.pointer_type(tl.float32))
+    of_rows = (weight + tl.cast(N, tl.int64) * P).to(tl.pointer_type(tl.float32))
     factors = tl.load(of_rows + row)[:, None] * tl.load(scales + token)[None, :]
     store_tile(acc.to(tl.float32) * factors, bias, residual, y, partial, rows, tokens, M, N, part, SPLIT)
 
