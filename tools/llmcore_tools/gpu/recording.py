@@ -1,0 +1,207 @@
+"""Launches of Triton kernels, recorded in place of being run, as if on a device that need not exist.
+
+The launchers are the backend's own, called with tensors without memory (torch's ``meta`` device), so that what is
+compiled afterwards is what a GPU would run: the same tile sizes, the same specialization on alignment and on ones.
+Works only in a process where Triton's interpreter is off.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from llmcore.errors import LlmcoreError
+from llmcore.plugins import resolve
+from llmcore_tools.gpu import machine_code
+from llmcore_tools.gpu.machine_code import Reading
+from llmcore_tools.gpu.workload import Argument, Call
+from llmcore_triton import device
+
+GRID_LIMITS = 2**31 - 1, 65535, 65535  # CUDA's, which are no wider than HIP's
+
+
+class LaunchError(LlmcoreError):
+    """A launcher failed, or asked for something that no GPU would run."""
+
+
+def gpu_target(name: str) -> GPUTarget:
+    """Triton's description of ``sm_90`` or ``gfx942``."""
+    known = device.KNOWN[name]
+    return GPUTarget("cuda", known.capability, 32) if known.cuda else GPUTarget("hip", name, known.warp)
+
+
+class _Driver:
+    """What Triton asks a GPU's driver before it compiles, answered for a GPU that is not there."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+@dataclass
+class Variant:
+    """One kernel with one specialization: what becomes one binary.
+
+    Attributes:
+        kernel: module and name of the ``@triton.jit`` function.
+        constants: its constexpr parameters, and parameters that are always 1 or absent.
+        options: how it is launched (warps, stages).
+        grid: of the launch that moves most.
+        moved: bytes of the tensors that this launch reads and writes, each counted whole; of the KV cache's pages only
+            where the op reads them.
+        ops: that launch it.
+        places: where in the workload.
+    """
+
+    kernel: str
+    constants: dict[str, str]
+    options: dict[str, Any]
+    source: ASTSource
+    grid: tuple[int, ...] = ()
+    moved: int = -1
+    ops: set[str] = field(default_factory=set)
+    places: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """For messages: the kernel, its constants and its options."""
+        values = ", ".join(f"{key}={value}" for key, value in {**self.constants, **self.options}.items())
+        return f"{self.kernel}({values})"
+
+    def compiled(self, target: GPUTarget) -> Reading:
+        """Compiles it (or takes it from Triton's cache) and reads the result."""
+        kernel = triton.compile(self.source, target=target, options=self.options)
+        shared, ttir = kernel.metadata.shared, kernel.asm["ttir"]
+        if target.backend == "cuda":
+            return machine_code.nvidia(kernel.asm["cubin"], shared, ttir)
+        return machine_code.amd(kernel.asm["amdgcn"], shared, ttir)
+
+
+class Recorder:
+    """Calls launchers and keeps what they launch.
+
+    Attributes:
+        variants: by kernel and specialization.
+        problems: ``(call, what went wrong)``.
+    """
+
+    def __init__(self) -> None:
+        self.variants: dict[tuple[str, str], Variant] = {}
+        self.problems: list[tuple[str, str]] = []
+        self._launch: tuple[tuple[int, ...], int, dict[str, Any]] = ((), 0, {})
+        self._op = ""
+        self._places: Sequence[str] = ()
+        self._unread: set[int] = set()  # memory of pages that the op writes a few rows of
+
+    def call(self, call: Call, places: Sequence[str]) -> None:
+        """Calls one kernel's launcher with tensors without memory; ``places`` say where this happens."""
+        tensors = [None if argument is None else tensor(argument) for argument in call.arguments]
+        self._op, self._places = call.kernel.op, places
+        states = zip(call.arguments, tensors, strict=True)
+        writes = not call.kernel.op.startswith("attention")
+        self._unread = {_memory(t) for a, t in states if writes and a is not None and t is not None and a.name == "kv"}
+        try:
+            resolve(call.kernel.target)(*tensors, **dict(call.attrs))
+        except Exception as error:  # a launcher's bug, or what meta tensors cannot do: told with its place
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
+            self.problems.append((f"{call.kernel.target}, {places[0]}", f"{type(error).__name__}: {error} ({where})"))
+
+    def launched(self, function: JITFunction[Any], args: Sequence[Any], grid: Any, options: Mapping[str, Any]) -> None:
+        """Notes one launch, before Triton is asked for its binary."""
+        bound = dict(zip(function.arg_names, args, strict=False)) | dict(options)
+        sizes = tuple(grid(bound) if callable(grid) else grid)
+        fits = all(type(n) is int and 0 < n <= limit for n, limit in zip(sizes, GRID_LIMITS, strict=False))
+        if not fits:
+            raise LaunchError(f"{function.__name__}: a grid of {sizes}")
+        tensors = {_memory(value): value for value in bound.values() if isinstance(value, torch.Tensor)}
+        moved = sum(_nbytes(each) for memory, each in tensors.items() if memory not in self._unread)
+        rest = {key: value for key, value in options.items() if key not in function.arg_names}
+        self._launch = sizes, moved, rest
+
+    def compiling(self, *, key: str, fn: Any, compile: dict[str, Any], **_rest: Any) -> bool:
+        """Triton's hook before it compiles: keeps what would be compiled, and says that it is taken care of."""
+        grid, moved, options = self._launch
+        function = fn.jit_function
+        name = f"{function.module}:{function.__name__}"
+        variant = self.variants.get((name, key))
+        if variant is None:
+            names, constants = function.arg_names, compile["constants"]
+            shown = {names[path[0]]: _shown(value) for path, value in constants.items() if len(path) == 1}
+            source = ASTSource(function, compile["signature"], constants, compile["configs"][0])
+            variant = self.variants[name, key] = Variant(name, shown, options, source)
+        if moved > variant.moved:
+            variant.grid, variant.moved = grid, moved
+        variant.ops.add(self._op)
+        variant.places += [place for place in self._places if place not in variant.places]
+        return True
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__name__", None) or str(getattr(value, "value", value))
+
+
+def tensor(argument: Argument, where: str = "meta") -> torch.Tensor:
+    """A tensor of the argument's shape and type."""
+    return torch.empty(argument.shape, dtype=getattr(torch, argument.dtype), device=where)
+
+
+def _memory(each: torch.Tensor) -> int:
+    """What tells tensors over the same memory from others."""
+    return int(each.untyped_storage()._cdata)
+
+
+def _nbytes(each: torch.Tensor) -> int:
+    return each.numel() * each.element_size()
+
+
+@contextmanager
+def recording(target: str) -> Iterator[Recorder]:
+    """While open, launches are recorded as on ``target``, and nothing is compiled or run.
+
+    Raises:
+        LaunchError: this process interprets kernels.
+    """
+    from triton import knobs
+    from triton.runtime import driver
+
+    if device.INTERPRETING:
+        raise LaunchError("kernels are interpreted here, not compiled", remedy="unset TRITON_INTERPRET")
+    recorder = Recorder()
+    run: Callable[..., Any] = JITFunction.run
+
+    def record(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        recorder.launched(self, args, grid, options)
+        return run(self, *args, grid=grid, warmup=True, **options)
+
+    before = driver._active
+    driver.set_active(_Driver(gpu_target(target)))
+    knobs.runtime.jit_cache_hook = recorder.compiling
+    JITFunction.run = record
+    try:
+        with device.pretend(target):
+            yield recorder
+    finally:
+        JITFunction.run = run
+        knobs.runtime.jit_cache_hook = None
+        driver._active = before
