@@ -70,12 +70,13 @@ def _compiled(work: tuple[str, int]) -> Reading | str:
     try:
         return _work[index].compiled(gpu_target(target))
     except Exception as error:  # whatever the compiler raises belongs to this variant
-        return f"{type(error).__name__}: {str(error).strip()[-500:]}"
+        return f"{type(error).__name__}: {(str(error).strip() or 'without a word').splitlines()[-1]}"
 
 
 def _described(variant: Variant, reading: Reading | str | None) -> dict[str, Any]:
     return {
         "kernel": variant.kernel,
+        "types": variant.types,
         "constants": variant.constants,
         "options": variant.options,
         "grid": variant.grid,

@@ -112,7 +112,7 @@ def compiled(
         triton,
         _words(workload),
         [Compiled.of(answer["target"], each) for answer in answers for each in answer["variants"]],
-        [(f"{answer['target']}: {where}", what) for answer in answers for where, what in answer["problems"]],
+        [(where, what) for answer in answers for where, what in answer["problems"]],
         {op: why for answer in answers for op, why in answer["missing"].items()},
         sorted({target for answer in answers for target in answer["uncalled"]}),
     )

@@ -64,6 +64,7 @@ class Variant:
 
     Attributes:
         kernel: module and name of the ``@triton.jit`` function.
+        types: of its other parameters, as Triton calls them.
         constants: its constexpr parameters, and parameters that are always 1 or absent.
         options: how it is launched (warps, stages).
         grid: of the launch that moves most.
@@ -74,6 +75,7 @@ class Variant:
     """
 
     kernel: str
+    types: list[str]
     constants: dict[str, str]
     options: dict[str, Any]
     source: ASTSource
@@ -81,12 +83,6 @@ class Variant:
     moved: int = -1
     ops: set[str] = field(default_factory=set)
     places: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """For messages: the kernel, its constants and its options."""
-        values = ", ".join(f"{key}={value}" for key, value in {**self.constants, **self.options}.items())
-        return f"{self.kernel}({values})"
 
     def compiled(self, target: GPUTarget) -> Reading:
         """Compiles it (or takes it from Triton's cache) and reads the result."""
@@ -123,9 +119,10 @@ class Recorder:
         try:
             resolve(call.kernel.target)(*tensors, **dict(call.attrs))
         except Exception as error:  # a launcher's bug, or what meta tensors cannot do: told with its place
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
-            self.problems.append((f"{call.kernel.target}, {places[0]}", f"{type(error).__name__}: {error} ({where})"))
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames[1:] if "site-packages" not in frame.filename and frame.filename != __file__]
+            where = " ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in own[-1:])
+            self.problems.append((f"{call.kernel.target} in {places[0]}", f"{type(error).__name__}: {error} ({where})"))
 
     def launched(self, function: JITFunction[Any], args: Sequence[Any], grid: Any, options: Mapping[str, Any]) -> None:
         """Notes one launch, before Triton is asked for its binary."""
@@ -148,8 +145,9 @@ class Recorder:
         if variant is None:
             names, constants = function.arg_names, compile["constants"]
             shown = {names[path[0]]: _shown(value) for path, value in constants.items() if len(path) == 1}
+            types = [text for text in compile["signature"].values() if text != "constexpr"]
             source = ASTSource(function, compile["signature"], constants, compile["configs"][0])
-            variant = self.variants[name, key] = Variant(name, shown, options, source)
+            variant = self.variants[name, key] = Variant(name, types, shown, options, source)
         if moved > variant.moved:
             variant.grid, variant.moved = grid, moved
         variant.ops.add(self._op)

@@ -30,7 +30,7 @@ class Found:
 
     Attributes:
         workload: in words.
-        problems: ``(where, what)``: launchers that failed.
+        problems: ``(launcher in place, what)``: launchers that failed, once for every target that they failed for.
         missing: ops without a kernel, with the reason.
         uncalled: kernels that the workload does not call.
     """
@@ -59,13 +59,22 @@ def as_text(found: Found) -> str:
     parts += ["", f"{len(found.variants)} variants, {len(found.faults)} of them at fault"]
     for variant, wrong in found.faults:
         parts.append(f"  {variant.target} {variant.name}: {'; '.join(wrong)} ({variant.places[0]})")
+    parts.append("")
     return "\n".join([*parts, *_remarks(found)])
 
 
 def _remarks(found: Found) -> list[str]:
-    remarks = [f"launcher failed: {where}: {what}" for where, what in found.problems]
-    remarks += [f"op without a kernel: {op} ({why})" for op, why in sorted(found.missing.items())]
-    return remarks + [f"kernel that nothing calls: {target}" for target in found.uncalled]
+    """What the table cannot show: launchers that failed, ops without a kernel, kernels without a call."""
+    failed: dict[tuple[str, str], list[str]] = {}
+    for where, what in found.problems:
+        launcher, _, place = where.partition(" in ")
+        failed.setdefault((launcher, what), []).append(place)
+    remarks = [f"launcher failed: {name}: {what} ({places[0]})" for (name, what), places in failed.items()]
+    ops: dict[str, list[str]] = {}
+    for op, why in sorted(found.missing.items()):
+        ops.setdefault(why, []).append(op)
+    remarks += [f"ops without a kernel: {', '.join(names)} ({why})" for why, names in ops.items()]
+    return remarks + ([f"kernels that nothing calls: {', '.join(found.uncalled)}"] if found.uncalled else [])
 
 
 def as_json(found: Found) -> dict[str, Any]:

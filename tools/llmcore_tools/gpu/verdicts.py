@@ -1,7 +1,8 @@
 """What a compiled kernel must be like, and one line for all variants of a kernel.
 
-Everything here is part of a step, so nothing may spill. A dot over small types must use matrix instructions. A launch
-that moves a megabyte or more is bound by memory at small batches: most of what it loads must come 16 bytes at a time.
+Everything here is part of a step, so nothing may spill. A dot over small types must use matrix instructions, in prefill on
+Hopper those of a whole warp group, as others reach little more than half of its peak. A launch that moves a megabyte or
+more is bound by memory at small batches: most of what it loads must come 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llmcore_triton.device import KNOWN, Target
 
 MOVED = 1 << 20  # bytes; below, a launch takes as long as any launch does
 WIDE_SHARE = 0.5  # of the bytes that are loaded
+WARP_GROUP = {"HGMMA", "IGMMA", "QGMMA"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Compiled:
 
     target: str
     kernel: str
+    types: Sequence[str]
     constants: Mapping[str, str]
     options: Mapping[str, Any]
     grid: Sequence[int]
@@ -44,26 +47,29 @@ class Compiled:
     @property
     def name(self) -> str:
         """With what it was specialized and launched for."""
-        values = ", ".join(f"{key}={value}" for key, value in {**self.constants, **self.options}.items())
-        return f"{self.kernel}({values})"
+        values = [f"{key}={value}" for key, value in {**self.constants, **self.options}.items()]
+        return f"{self.kernel}({', '.join([*self.types, *values])})"
 
 
 def complaints(variant: Compiled) -> list[str]:
     """What is wrong with one variant, most serious first."""
     if variant.reading is None:
         return [f"does not compile: {variant.error}"] if variant.error else []
-    return list(_wrong(variant.reading, variant.moved, KNOWN[variant.target]))
+    prefill = bool(variant.places) and all("prefill" in place for place in variant.places)
+    return list(_wrong(variant.reading, variant.moved, KNOWN[variant.target], prefill))
 
 
-def _wrong(reading: Reading, moved: int, target: Target) -> Iterable[str]:
+def _wrong(reading: Reading, moved: int, target: Target, prefill: bool) -> Iterable[str]:
     if reading.shared > target.shared:
-        yield f"{reading.shared} bytes of shared memory, of {target.shared}"
+        yield f"shared memory: {reading.shared} bytes, of {target.shared}"
     if reading.spills:
         yield "spills"
     if any("32" in dot or "64" in dot for dot in reading.dots):
         yield "a dot of float32"
     elif reading.dots and not reading.matrix:
         yield "a dot without matrix instructions"
+    elif prefill and target.name == "sm_90" and reading.dots and not WARP_GROUP & {*reading.matrix}:
+        yield "prefill without wgmma"
     if moved >= MOVED and reading.wide_share < WIDE_SHARE:
         yield "narrow loads"
 
