@@ -30,6 +30,20 @@ R = Sym("R")  # rows whose logits are computed
 STEP_DIMS = (T, S, R)  # their slots in a step block, in this order
 
 
+class Bounds(dict[str, int]):
+    """The largest step that a program is built for: step dimension → size.
+
+    Attributes:
+        one_each: every sequence has one new token, token ``t`` that of sequence ``t``, and a step has exactly these
+            sizes: what a recorded run of a decode step needs.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], *, one_each: bool = False) -> None:
+        """The bounds ``sizes``."""
+        super().__init__(sizes)
+        self.one_each = one_each
+
+
 def extent(dim: Dim, sizes: Mapping[str, int]) -> int:
     """The size of ``dim`` where each step dimension has the value in ``sizes``."""
     return sizes[dim.name] if isinstance(dim, Sym) else dim

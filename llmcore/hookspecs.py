@@ -47,6 +47,8 @@ class KernelInfo:
         exact: whether activations stay float32 inside; ``compute=exact`` takes no others.
         group: kernels of one group bind together from one backend (``"kv"``: ``kv_write`` and ``attention``).
         kv_dtypes: of a kernel in group ``kv``: the element types of the cache that it works on.
+        captured: whether calls may be recorded and replayed (CUDA graphs): it only launches work, sized by the shapes
+            of its operands, and never waits for the device or looks at what they hold.
     """
 
     op: str
@@ -65,6 +67,7 @@ class KernelInfo:
     exact: bool = True
     group: str = ""
     kv_dtypes: tuple[str, ...] = ("float32",)
+    captured: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from llmcore.engine import inspection
 from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import EngineSettings, family_of, make_policy, make_runner, usable_threads
+from llmcore.engine.place import place_of
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.sampling_params import SamplingParams
@@ -116,12 +117,14 @@ class LLM:
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         self.checkpoint.forget_vocabulary()
         sizes = settings.sizes(self.spec)
+        place = place_of(settings.device, settings.dtype, registry.backends.values(), self.checkpoint.config)
         self.runner = make_runner(
             self.checkpoint,
             self.spec,
             sizes,
             registry,
             lambda: self._pool,
+            place,
             finite=finite,
             cache=PackedCache.at(cache_dir) if cache_packed else None,
             taps=taps,
@@ -141,6 +144,7 @@ class LLM:
         if config.backend.name == "auto":
             order = [name for name in order if name in plugins().backends or name not in AUTO]
         chosen = {"buckets": tuple(config.engine.buckets), "kv_dtype": str(config.engine.kv_dtype)}
+        chosen["dtype"] = str(config.engine.dtype)
         engine = vars(config.engine) | chosen
         return cls(
             config.model,

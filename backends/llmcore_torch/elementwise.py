@@ -13,7 +13,7 @@ def add(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, y: torch.Tensor) -> None:
     """``y = silu(gate) * up``; ``y`` may be either."""
-    torch.mul(silu(gate), up, out=y)
+    y.copy_(silu(gate.float()) * up)
 
 
 def gather(x: torch.Tensor, rows: torch.Tensor, y: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The torch backend's pages, float32 or bfloat16: the layout of the references in :mod:`llmcore.ops.attention`."""
+"""The torch backend's pages, of any float type: the layout of the references in :mod:`llmcore.ops.attention`."""
 
 from __future__ import annotations
 
@@ -10,4 +10,6 @@ def page_shape(kv_heads: int, head_dim: int, page_size: int) -> tuple[int, ...]:
     return 2, page_size, kv_heads, head_dim
 
 
-FLOAT32, BFLOAT16 = (KVLayout(f"torch-{dtype}", 1, dtype, page_shape) for dtype in ("float32", "bfloat16"))
+FLOAT32, FLOAT16, BFLOAT16 = (
+    KVLayout(f"torch-{dtype}", 1, dtype, page_shape) for dtype in ("float32", "float16", "bfloat16")
+)

@@ -24,12 +24,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: 
     A few rows are computed as part of a block of ``BLOCK``: BLAS sums in another order for a single row than for many,
     and a row's result should not depend on its company.
     """
-    rows = x.shape[0]
+    rows, wide, own = x.shape[0], x.float(), y.dtype == torch.float32
     if rows >= BLOCK or x.device.type != "cpu":
-        product = torch.mm(x, weight.t(), out=y)
+        product = torch.mm(wide, weight.t(), out=y) if own else torch.mm(wide, weight.t())
     else:
-        block = x.new_zeros(BLOCK, x.shape[1])
-        block[:rows] = x
-        product = y.copy_(torch.mm(block, weight.t())[:rows])
+        block = wide.new_zeros(BLOCK, x.shape[1])
+        block[:rows] = wide
+        product = torch.mm(block, weight.t())[:rows]
     if bias is not None:
         product.add_(bias)
+    if product is not y:
+        y.copy_(product)

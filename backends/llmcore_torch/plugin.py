@@ -5,7 +5,8 @@ from __future__ import annotations
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
 
 HALF = ("F16", "BF16")
-KV_LAYOUTS = {"float32": "llmcore_torch.layout:FLOAT32", "bfloat16": "llmcore_torch.layout:BFLOAT16"}
+DTYPES = ("float32", "float16", "bfloat16")
+KV_LAYOUTS = {dtype: f"llmcore_torch.layout:{dtype.upper()}" for dtype in DTYPES}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
@@ -17,6 +18,8 @@ def _kernel(
         op,
         f"llmcore_torch.{module}:{op}",
         view="torch",
+        devices=("cpu", "cuda"),
+        dtypes=DTYPES,
         formats=formats,
         pack="llmcore_torch.linear:dense" if dense else "",
         layout=("dense-f32", 1) if dense else None,

@@ -8,6 +8,6 @@ import torch
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float) -> None:
     """Divides every group of ``C = len(weight)`` elements of ``x`` [M, D] by its RMS; ``y`` may be ``x``."""
     width = weight.shape[0]
-    groups = x.view(-1, width)  # [M · D / C, C]
+    groups = x.float().view(-1, width)  # [M · D / C, C]
     scale = groups.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    torch.mul(groups * scale, weight, out=y.view(-1, width))
+    y.view(-1, width).copy_(groups * scale * weight)

@@ -17,7 +17,7 @@ def rope(
 ) -> None:
     """Turns the first ``2 * F`` elements of every head, pair by pair; ``y`` may be ``x``."""
     pairs = cos.shape[1]
-    heads, out = (t.view(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (x, y))  # [T, H, head_dim]
+    heads, out = (t.view(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (x.float(), y))  # [T, H, head_dim]
     c, s = (table.index_select(0, positions)[:, None] for table in (cos, sin))  # [T, 1, F]
     if interleaved:
         first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)

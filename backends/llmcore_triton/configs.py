@@ -16,7 +16,12 @@ from math import inf, log
 from pathlib import Path
 from typing import Any
 
-from llmcore_triton.device import target
+from llmcore_triton.device import INTERPRETING, target
+
+if INTERPRETING:
+    from llmcore_triton import interpreter
+
+    interpreter.repair()  # every kernel's module imports this one
 
 TABLES = Path(__file__).parent / "tables"
 

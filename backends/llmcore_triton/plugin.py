@@ -9,7 +9,9 @@ from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
 
 DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 DTYPES = ("bfloat16", "float16", "float32")
-KV_LAYOUTS: Mapping[str, str] = {}
+KV_LAYOUTS: Mapping[str, str] = {
+    name: f"llmcore_triton.layout:{name.upper()}" for name in ("float32", "float16", "bfloat16", "int8")
+}
 
 
 def _kernel(
@@ -39,13 +41,24 @@ def _kernel(
         exact=exact,
         group="kv" if kv_dtypes else "",
         kv_dtypes=kv_dtypes or ("float32",),
+        captured=True,
     )
 
 
 ROWS: tuple[KernelInfo, ...] = ()
 """Ops that treat every row or element by itself."""
 
-CACHE: tuple[KernelInfo, ...] = ()
+CACHE: tuple[KernelInfo, ...] = (
+    _kernel("kv_write", "kv_write", kv_dtypes=tuple(KV_LAYOUTS)),
+    _kernel(
+        "attention",
+        "attention",
+        name="attention_decode",
+        supported="attention:one_each",
+        kv_dtypes=tuple(KV_LAYOUTS),
+    ),
+    _kernel("attention", "attention", supported="attention:head_fits", kv_dtypes=tuple(KV_LAYOUTS)),
+)
 """Ops over the KV cache."""
 
 LINEAR: tuple[KernelInfo, ...] = ()

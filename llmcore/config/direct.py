@@ -14,7 +14,7 @@ from typing import Any
 
 from llmcore.config import own
 from llmcore.config.models import CUSTOM
-from llmcore.config.schema import MISSING, Compute, Config, KVDtype, keys
+from llmcore.config.schema import MISSING, Compute, Config, Dtype, KVDtype, keys
 from llmcore.errors import ConfigError, near
 
 REFERENCE = re.compile(r"[\w./:@#=+-]+", re.ASCII)  # what stands for itself in a model reference
@@ -154,4 +154,6 @@ def _typed(annotation: str, value: Any) -> Any:
             return Compute[value]
         case "KVDtype" if value in KVDtype.__members__:
             return KVDtype[value]
+        case "Dtype" if value in Dtype.__members__:
+            return Dtype[value]
     raise _Undecided

@@ -24,7 +24,7 @@ class Compute(Enum):
 class KVDtype(StrEnum):
     """The element type of the KV cache; int8 has a scale for every 8 elements.
 
-    ``auto`` is bfloat16 where activations are rounded in any case, else float32.
+    ``auto`` is bfloat16 where activations are rounded in any case, else the type of activations.
     """
 
     auto = "auto"
@@ -32,6 +32,15 @@ class KVDtype(StrEnum):
     float16 = "float16"
     bfloat16 = "bfloat16"
     int8 = "int8"
+
+
+class Dtype(StrEnum):
+    """The type of activations: ``auto`` is float32 on the CPU, elsewhere what the model was published in."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 @dataclass
@@ -97,6 +106,9 @@ class EngineConfig:
         kv_dtype: the element type of the KV cache.
         prefix_cache: share the pages of sequences that begin alike.
         policy: who of those that wait is let in first; ``llmcore plugins`` names those that are installed.
+        device: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` takes a GPU where a backend is made for one.
+        dtype: of activations.
+        device_share: of the memory that an accelerator has left, what the KV cache may take.
     """
 
     max_context: int = 0
@@ -109,6 +121,9 @@ class EngineConfig:
     kv_dtype: KVDtype = KVDtype.auto
     prefix_cache: bool = True
     policy: str = "fcfs"
+    device: str = "auto"
+    dtype: Dtype = Dtype.auto
+    device_share: float = 0.9
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Embedding:
             part = self.ids[self._done : self._done + min(sizes.rows, sizes.tokens)]
             last = self._done + len(part) == len(self.ids)
             rows = range(len(part)) if self._pooling == "mean" else (len(part) - 1,) if last else ()
-            states = engine.runner.run([(part, self._done, self._pages, rows)], "hidden").astype(np.float64)
+            states = engine.runner.fetch([(part, self._done, self._pages, rows)], "hidden").astype(np.float64)
         self._done += len(part)
         self._sum = states.sum(0) + (self._sum if self._sum.size else 0.0)
         if last:

@@ -71,8 +71,9 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
-        self.sampler = Sampler(runner.outputs["logits"], runner.registry, runner.pool)
-        self.logprobs = LogprobReader(runner.outputs["logits"], runner.registry, runner.pool)
+        logits = runner.outputs["logits"]
+        self.sampler = Sampler(logits, runner.registry, runner.pool, runner.place)
+        self.logprobs = LogprobReader(logits, runner.registry, runner.pool, runner.place)
         pool = PagePool(sizes.pages, PrefixIndex(sizes.page_size) if prefix_cache else None)
         self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context, policy)
         self.constraints = ConstraintCompiler(tokenizer, runner.vocab)

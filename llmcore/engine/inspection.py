@@ -43,7 +43,7 @@ def trace(engine: Engine, ids: Sequence[int], chunk: int | None = None) -> dict[
                 part = ids[start : start + step]
                 runner.run([(part, start, pages, range(len(part)))])
                 for name, output in outputs.items():
-                    found[name][start : start + len(part)] = output[: len(part)]
+                    found[name][start : start + len(part)] = runner.place.device.fetch(output[: len(part)])
         finally:
             pool.release(pages)
     return found
@@ -81,5 +81,5 @@ def _kv_cache(runner: Runner) -> KVCacheUse:
 
 def memory(runner: Runner) -> MemoryUse:
     """What a model uses now."""
-    arena, store = runner.compiler.arena.nbytes, runner.weights
+    arena, store = int(runner.compiler.arena.nbytes), runner.weights
     return MemoryUse(arena, runner.arena_bound, runner.kv_bytes, store.mapped_bytes, store.repacked_bytes)

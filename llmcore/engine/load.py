@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cache.layout import KV_DTYPES
+from llmcore.device import Place
 from llmcore.engine.policies import Policy
 from llmcore.engine.runner import Runner, Sizes, model_graph
 from llmcore.errors import ConfigError, PluginError, UnsupportedModelError, near
 from llmcore.graph.packing import PackedCache
+from llmcore.graph.program import HERE
 from llmcore.graph.weight_store import WeightStore
 from llmcore.hookspecs import FamilyInfo
 from llmcore.model_config import IGNORABLE
@@ -42,9 +44,12 @@ class EngineSettings:
         kv_pages: KV pages; 0: enough for ``max_seqs`` full contexts within 2 GiB, and for one in any case.
         buckets: step sizes that get a program of their own.
         kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements. ``auto`` is bfloat16 where
-            activations are rounded in any case, else float32.
+            activations are rounded in any case, else that of activations.
         prefix_cache: share the pages of sequences that begin alike.
         policy: who of those that wait is let in first.
+        device: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` takes a GPU where a backend is made for one.
+        dtype: of activations; ``auto`` is float32 on the CPU, elsewhere what the model was published in.
+        device_share: of the memory that an accelerator has left, what the KV cache may take.
     """
 
     max_context: int = 0
@@ -57,6 +62,9 @@ class EngineSettings:
     kv_dtype: str = "auto"
     prefix_cache: bool = True
     policy: str = "fcfs"
+    device: str = "auto"
+    dtype: str = "auto"
+    device_share: float = 0.9
 
     def __post_init__(self) -> None:
         """Raises :class:`ConfigError` for a size that cannot be."""
@@ -73,6 +81,8 @@ class EngineSettings:
             raise ConfigError(f"engine.prefix_cache is {self.prefix_cache!r}", remedy="it must be true or false")
         if not isinstance(self.policy, str):
             raise ConfigError(f"engine.policy is {self.policy!r}", remedy="give a policy's name")
+        if not 0 < self.device_share <= 1:
+            raise ConfigError(f"engine.device_share is {self.device_share}", remedy="give a share above 0, up to 1")
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 
@@ -86,7 +96,8 @@ class EngineSettings:
             )
         rows = max(self.max_rows, self.max_seqs)
         tokens = max(self.max_batch_tokens, self.max_seqs)
-        return Sizes(tokens, self.max_seqs, rows, context, self.page_size, self.kv_pages, self.buckets)
+        pages, share = self.kv_pages, self.device_share
+        return Sizes(tokens, self.max_seqs, rows, context, self.page_size, pages, self.buckets, device_share=share)
 
 
 def usable_threads(wanted: int = 0) -> int:
@@ -143,6 +154,7 @@ def make_runner(
     sizes: Sizes,
     registry: Registry,
     pool: Callable[[], WorkerPool],
+    place: Place = HERE,
     *,
     finite: bool = True,
     cache: PackedCache | None = None,
@@ -152,6 +164,7 @@ def make_runner(
     """Binds a model.
 
     Args:
+        place: where it runs, and the type of its activations.
         finite: look at every weight for NaN and infinity first, unless ``cache`` knows that somebody has.
         cache: keeps what kernels repack for the next start; None keeps nothing.
         taps: keep each block's result, for :mod:`llmcore.verify`.
@@ -166,11 +179,11 @@ def make_runner(
     tensors = claim(checkpoint, graph.weights, (*ignorable, *tied))
     if finite:
         (cache.ledger if cache else Ledger(None)).check_finite(tensors.values())
-    weights = WeightStore(tensors, cache=cache, threads=registry.preference.threads)
+    weights = WeightStore(tensors, cache=cache, threads=registry.preference.threads, device=place.device)
     try:
-        return Runner(graph, sizes, spec.vocab_size, weights, registry, pool)
+        return Runner(graph, sizes, spec.vocab_size, weights, registry, pool, place)
     except MemoryError as error:
         raise ConfigError(
-            f"the engine does not fit this machine's memory: {error}",
+            f"the engine does not fit the memory of {place.device.name}: {error}",
             remedy="ask for less: engine.kv_pages, engine.max_context, engine.max_batch_tokens, engine.max_rows",
         ) from error

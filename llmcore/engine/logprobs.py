@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcore.device import HOST, Place
 from llmcore.dims import R
 from llmcore.engine.request import Request, TokenLogprobs
 from llmcore.graph.graph import Graph
 from llmcore.graph.inputs import StepInputs
-from llmcore.graph.program import Compiler, Memory, Program
+from llmcore.graph.program import HERE, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
 from llmcore.registry.choose import Registry
 
@@ -26,35 +27,32 @@ COUNTS = 1, 5, 20  # of the most probable tokens: sizes with a program, beside n
 class Reading:
     """What a step's logits say, kept from before they are changed."""
 
-    def __init__(self, logits: Array, requests: Sequence[Request], sums: Sequence[float], largest: Array) -> None:
-        """``sums``: log-sum-exp of each row; ``largest``: indices, ``[rows, n]``."""
+    def __init__(self, logits: Sequence[Array | None], sums: Sequence[float], largest: Array) -> None:
+        """``logits``: of the rows that are asked for; ``sums``: log-sum-exp of each; ``largest``: ``[rows, n]``."""
+        self._logits = logits
         self._sums = sums
         self._largest = largest
-        self._logits = [_kept(row, request) for row, request in zip(logits, requests, strict=False)]
 
     def of(self, row: int, token: int, count: int) -> TokenLogprobs:
         """The log-probability of ``token`` and the ``count`` most probable ones at a row that was asked for."""
         logits, total = self._logits[row], self._sums[row]
+        assert logits is not None, "a row that was not asked for"
         ids = self._largest[row, :count]
         top = zip(ids.tolist(), logits[ids].tolist(), strict=True)
         return TokenLogprobs(token, float(logits[token]) - total, tuple((index, value - total) for index, value in top))
 
 
-def _kept(row: Array, request: Request) -> Array:
-    """A row that nobody changes."""
-    return row.copy() if request.params.penalised or request.rules is not None else row
-
-
 class LogprobReader:
     """Reads log-probabilities from the logits of a step: log-sum-exp and the largest of all rows in one program."""
 
-    def __init__(self, logits: Array, registry: Registry, pool: Callable[[], WorkerPool]) -> None:
+    def __init__(self, logits: Any, registry: Registry, pool: Callable[[], WorkerPool], place: Place = HERE) -> None:
         """A reader of ``logits``, ``[rows, vocab]`` float32 for the largest step; programs are made when needed."""
         self.logits = logits
         self.rows, self.vocab = logits.shape
-        self.inputs = StepInputs(_inputs(self.vocab), {"R": self.rows}, {"logits": logits})
-        self.outputs = {name: np.zeros(self.rows, np.float32) for name in ("high", "total")}
-        self.largest: dict[int, Array] = {0: np.zeros((self.rows, 0), np.int32)}
+        self.place, self.device = place, place.device
+        self.inputs = StepInputs(_inputs(self.vocab), {"R": self.rows}, {"logits": logits}, self.device)
+        self.outputs = {name: self.device.zeros((self.rows,), "float32") for name in ("high", "total")}
+        self.largest: dict[int, Any] = {0: self.device.zeros((self.rows, 0), "int32")}
         self.registry, self.pool = registry, pool
         self.programs: dict[int, Program] = {}
 
@@ -68,15 +66,24 @@ class LogprobReader:
         program.run()
         highs, totals = self.outputs["high"][:rows].tolist(), self.outputs["total"][:rows].tolist()
         sums = [high + log(total) if total > 0 else high for high, total in zip(highs, totals, strict=True)]
-        return Reading(self.logits, requests, sums, self.largest[count])
+        kept = [self._kept(row, request) for row, request in enumerate(requests)]
+        return Reading(kept, sums, self.device.fetch(self.largest[count][:rows]))
+
+    def _kept(self, row: int, request: Request) -> Array | None:
+        """A row on the host that nobody changes, for a request that asks for log-probabilities."""
+        if request.params.logprobs is None:
+            return None
+        changes = self.device is HOST and (request.params.penalised or request.rules is not None)
+        logits = self.device.fetch(self.logits[row])
+        return logits.copy() if changes else logits
 
     def program(self, count: int) -> Program:
         """The program that lists ``count`` tokens of each row."""
         if count not in self.programs:
             graph = logprobs_graph(self.vocab, count)
-            self.largest.setdefault(count, np.zeros((self.rows, count), np.int32))
+            self.largest.setdefault(count, self.device.zeros((self.rows, count), "int32"))
             memory = Memory(WeightStore({}), {}, {**self.outputs, "largest": self.largest[count]})
-            compiler = Compiler(self.registry, memory, self.inputs, self.pool)
+            compiler = Compiler(self.registry, memory, self.inputs, self.pool, self.place)
             self.programs[count] = compiler.build(graph, {"T": self.rows, "S": self.rows, "R": self.rows})
         return self.programs[count]
 

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore.cache.layout import KVLayout
-from llmcore.dims import concrete
+from llmcore.device import HOST, Place
+from llmcore.device.base import numpy_dtype
+from llmcore.dims import Bounds
 from llmcore.errors import RegistryError
 from llmcore.graph.graph import Graph, Node, Value
 from llmcore.graph.inputs import Limits, StepInputs, input_shapes
-from llmcore.graph.program import NUMPY, Compiler, Memory, Program
+from llmcore.graph.program import HERE, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
 from llmcore.layers import Decoder
 from llmcore.layers.base import State
 from llmcore.model_spec import ModelSpec
 from llmcore.plugins import resolve
 from llmcore.registry.choose import Choice, Registry
-from llmcore.registry.operand import aligned
 
 if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
@@ -57,6 +58,7 @@ class Sizes:
     pages: int
     buckets: tuple[int, ...] = ()
     kv_budget: int = 2 << 30  # of address space: memory is taken as pages are used
+    device_share: float = 0.9  # of what an accelerator has left
 
     def with_pages(self, page_bytes: int) -> Sizes:
         """The same with ``pages`` decided, where one page of all layers takes ``page_bytes``."""
@@ -75,6 +77,7 @@ def model_graph(spec: ModelSpec, sizes: Sizes, *, taps: bool = False) -> Graph:
     graph = Graph(input_shapes(sizes.limits.blocks))
     hidden: dict[str, Value] = {}
     logits = Decoder(spec, sizes.context, sizes.page_size)(graph, hidden)
+    logits.dtype = "f32"  # whatever activations are: the sampler's ops read them
     graph.outputs = {"logits": logits, **(hidden if taps else {})}
     return graph
 
@@ -98,6 +101,11 @@ def with_hidden(graph: Graph) -> Graph:
     return hidden
 
 
+def recorded_sizes(seqs: int) -> list[int]:
+    """The numbers of sequences whose decode step is recorded: powers of two up to 16, then steps of 16."""
+    return sorted({*(size for size in (1, 2, 4, 8, 16) if size < seqs), *range(32, seqs, 16), seqs})
+
+
 @dataclass
 class Runner:
     """Programs of one model by head (``logits``, ``ids``, ``hidden``) and tokens, made when first needed for a bucket.
@@ -112,29 +120,34 @@ class Runner:
     weights: WeightStore
     registry: Registry
     pool: Callable[[], WorkerPool]
-    programs: dict[tuple[str, int], Program] = field(default_factory=dict)
+    place: Place = HERE
+    programs: dict[tuple[str, int, bool], Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""
-        limits = self.sizes.limits
-        self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes)
+        limits, device = self.sizes.limits, self.place.device
+        self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes, device=device)
         self._words = {name: array.data for name, array in self.inputs.arrays.items()}
         self._tables: list[list[int]] = [[] for _ in range(limits.seqs)]  # what block_tables holds
-        self.outputs: dict[str, Array] = {}
-        self.states: dict[int, Array] = {}
+        self.outputs: dict[str, Any] = {}
+        self.states: dict[int, Any] = {}
         memory = Memory(self.weights, self.states, self.outputs)
-        self.compiler = Compiler(self.registry, memory, self.inputs, self.pool)
+        self.compiler = Compiler(self.registry, memory, self.inputs, self.pool, self.place)
         self.buckets = sorted({*(b for b in self.sizes.buckets if b < self.sizes.tokens), self.sizes.tokens})
+        self.recorded = recorded_sizes(limits.seqs) if device.captures else []
         self._bind_cache()
         greedy = with_argmax(self.graph)
         self.graphs = {"logits": self.graph, "ids": greedy}
         for name, value in (greedy.outputs | self.graph.outputs).items():
             self._allocate(name, value)
-        self._ids = self.outputs["ids"].data
-        largest = [self._fused(head, self.sizes.tokens) for head in self.graphs]
+        largest = [self._fused(head, self._bounds(self.sizes.tokens)) for head in self.graphs]
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
-        self.compiler.compile((self._fused("ids", bucket), self._bounds(bucket)) for bucket in self.buckets)
+        steps = [self._bounds(bucket) for bucket in self.buckets]
+        self.compiler.compile((self._fused("ids", bounds), bounds) for bounds in steps)
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
+        if device is not HOST:
+            self._take_pages()
+        self._ids = self.outputs["ids"].data if device is HOST else None
 
     def _rounded(self, stateful: list[Node]) -> bool:
         """Whether any kernel rounds activations, of those that have nothing to do with the cache."""
@@ -145,7 +158,9 @@ class Runner:
     def _bind_cache(self) -> None:
         """Gives the KV cache to one backend for steps of every size, and allocates pages in its layout."""
         stateful = [node for node in self.graph.nodes if any(v.kind == "state" for v in node.args.values())]
-        views = (self.compiler.view(node, self._bounds(bucket)) for bucket in self.buckets for node in stateful)
+        bounds = [self._bounds(bucket) for bucket in self.buckets]
+        bounds += [self._bounds(bucket, one_each=True) for bucket in self.recorded]
+        views = (self.compiler.view(node, each) for each in bounds for node in stateful)
         self.registry.bind_groups(views, rounded=self._rounded(stateful))
         owners = {self.registry.choose(self.compiler.view(node, self.sizes.limits.sizes)).backend for node in stateful}
         if len(owners) != 1:
@@ -156,20 +171,46 @@ class Runner:
         layout: KVLayout = resolve(self.registry.backends[owners.pop()].kv_layouts[self.registry.kv_dtype])
         self.kv_layout = layout
         states = {v.source for node in stateful for v in node.args.values() if isinstance(v.source, State)}
-        shapes = {s.layer: layout.page_shape(s.kv_heads, s.head_dim, self.sizes.page_size) for s in states}
-        dtype = layout.numpy
-        page_bytes = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()) * dtype.itemsize
-        self.sizes = self.sizes.with_pages(page_bytes)
-        for layer, shape in shapes.items():
-            nbytes = self.sizes.pages * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            self.states[layer] = aligned(nbytes).view(dtype).reshape(self.sizes.pages, *shape)
+        self._pages = {s.layer: layout.page_shape(s.kv_heads, s.head_dim, self.sizes.page_size) for s in states}
+        if self.place.device is HOST:
+            self.sizes = self.sizes.with_pages(self.page_bytes)
+            self._allocate_pages(self.sizes.pages)
+        else:  # what is left for it is known when all else is there
+            self._allocate_pages(-(-self.sizes.tokens // self.sizes.page_size))
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of all layers."""
+        itemsize = numpy_dtype(self.kv_layout.dtype).itemsize
+        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self._pages.values()) * itemsize
+
+    def _allocate_pages(self, pages: int) -> None:
+        """``pages`` for sequences, and where runs are recorded one more: the place of rows that fill a step up."""
+        self._spare = pages
+        count = pages + bool(self.recorded)
+        for layer, shape in self._pages.items():
+            self.states[layer] = self.place.device.zeros((count, *shape), self.kv_layout.dtype)
+
+    def _take_pages(self) -> None:
+        """Sizes the KV cache by what the largest step leaves of the device's memory, and records decode steps."""
+        count = min(self.sizes.tokens, self._spare * self.sizes.page_size)
+        self.run([([0] * count, 0, range(-(-count // self.sizes.page_size)), (count - 1,))])
+        self.programs.clear()  # they hold the pages
+        self.states.clear()
+        free = self.place.device.free_memory()
+        budget = self.sizes.kv_budget if free is None else int(free * self.sizes.device_share)
+        self.sizes = replace(self.sizes, kv_budget=budget).with_pages(self.page_bytes)
+        self._allocate_pages(self.sizes.pages)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Runs each recorded decode step once, over the page that belongs to nobody."""
+        for count in self.recorded:
+            self._run([([0], 0, [self._spare], (0,)) for _ in range(count)], "ids")
 
     def _allocate(self, name: str, value: Value) -> None:
         """Memory for an output of the largest step."""
-        shape = concrete(value.shape, self.sizes.limits.sizes)
-        dtype = np.dtype(NUMPY[value.dtype])
-        block = aligned(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        self.outputs[name] = block.view(dtype).reshape(shape)
+        self.outputs[name] = self.place.zeros(value.shape, self.sizes.limits.sizes, value.dtype)
 
     def _graph(self, head: str) -> Graph:
         """The graph of a head; few want ``hidden``, so it is made when somebody does."""
@@ -179,54 +220,88 @@ class Runner:
             self.graphs[head] = graph
         return self.graphs[head]
 
-    def _bounds(self, bucket: int) -> dict[str, int]:
-        """The largest step of a bucket."""
+    def _bounds(self, bucket: int, *, one_each: bool = False) -> Bounds:
+        """The largest step of a bucket; ``one_each``: its only one, a decode step of so many sequences."""
         limits = self.sizes.limits
-        return {"T": bucket, "S": min(limits.seqs, bucket), "R": min(limits.rows, bucket)}
+        if one_each:
+            return Bounds({"T": bucket, "S": bucket, "R": bucket}, one_each=True)
+        return Bounds({"T": bucket, "S": min(limits.seqs, bucket), "R": min(limits.rows, bucket)})
 
-    def program(self, head: str, tokens: int) -> Program:
-        """The program for ``head`` that holds ``tokens`` tokens."""
-        program = self.programs.get((head, tokens))
+    def program(self, head: str, tokens: int, *, one_each: bool = False) -> Program:
+        """The program for ``head`` that holds ``tokens`` tokens; ``one_each``: that of a recorded decode step."""
+        program = self.programs.get((head, tokens, one_each))
         if program is None:
-            bucket = self._bucket(tokens)
-            if (head, bucket) not in self.programs:
-                self.programs[head, bucket] = self.compiler.build(self._fused(head, bucket), self._bounds(bucket))
-            program = self.programs[head, tokens] = self.programs[head, bucket]
+            bucket = self._bucket(tokens, one_each=one_each)
+            if (head, bucket, one_each) not in self.programs:
+                bounds = self._bounds(bucket, one_each=one_each)
+                self.programs[head, bucket, one_each] = self.compiler.build(self._fused(head, bounds), bounds)
+            program = self.programs[head, tokens, one_each] = self.programs[head, bucket, one_each]
         return program
 
     def bound(self, head: str, tokens: int) -> list[tuple[Node, Choice]]:
         """The nodes of :meth:`program` in the order of its rows, each with the kernel that runs it."""
-        bucket = self._bucket(tokens)
-        graph = self._fused(head, bucket)
-        return list(zip(graph.nodes, self.compiler.choose(graph, self._bounds(bucket)), strict=True))
+        bounds = self._bounds(self._bucket(tokens))
+        graph = self._fused(head, bounds)
+        return list(zip(graph.nodes, self.compiler.choose(graph, bounds), strict=True))
 
-    def _bucket(self, tokens: int) -> int:
+    def _bucket(self, tokens: int, *, one_each: bool = False) -> int:
         """The smallest size with a program that holds ``tokens`` tokens."""
-        return self.buckets[bisect_left(self.buckets, tokens)]
+        sizes = self.recorded if one_each else self.buckets
+        return sizes[bisect_left(sizes, tokens)]
 
-    def _fused(self, head: str, bucket: int) -> Graph:
+    def _fused(self, head: str, bounds: Bounds) -> Graph:
         """The graph of a head with the fused ops that backends offer for steps of this size."""
         graph = self._graph(head).fork()
-        self.compiler.fuse(graph, self._bounds(bucket))
+        self.compiler.fuse(graph, bounds)
         return graph
 
-    def run(self, batch: Sequence[Work], head: str = "logits") -> Array:
-        """Computes ``batch``; returns what ``head`` says of the wanted rows, valid until the next run.
+    def run(self, batch: Sequence[Work], head: str = "logits") -> Any:
+        """Computes ``batch``; returns what ``head`` says of the wanted rows, on the device, valid until the next run.
 
-        ``logits`` ``[rows, vocab]``, greedy ``ids`` ``[rows]``, or ``hidden`` states ``[rows, hidden]``.
+        ``logits`` float32 ``[rows, vocab]``, greedy ``ids`` int32 ``[rows]``, or ``hidden`` states ``[rows, hidden]``.
         """
         rows = self._run(batch, head)
         return self.outputs[head][:rows]
 
+    def fetch(self, batch: Sequence[Work], head: str = "logits") -> Array:
+        """The same on the host."""
+        return self.place.device.fetch(self.run(batch, head))
+
     def greedy(self, batch: Sequence[Work]) -> list[int]:
         """The most probable next token of every row of ``batch``."""
-        return self._ids[: self._run(batch, "ids")].tolist()
+        rows = self._run(batch, "ids")
+        if self._ids is None:
+            return self.place.device.fetch(self.outputs["ids"][:rows]).tolist()  # type: ignore[no-any-return]
+        return self._ids[:rows].tolist()  # type: ignore[no-any-return]
 
     def _run(self, batch: Sequence[Work], head: str) -> int:
+        if self._ids is None:
+            return self._run_there(batch, head)
         tokens, rows = self._fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.program(head, tokens).run()
         return rows
+
+    def _run_there(self, batch: Sequence[Work], head: str) -> int:
+        """The same on an accelerator: what the host has written is sent, and decode steps are filled up and replayed.
+
+        A step is filled up with sequences of one token in a page that belongs to nobody.
+        """
+        sequences, one_each = len(batch), self._one_each(batch, head)
+        if one_each:
+            missing = self._bucket(sequences, one_each=True) - sequences
+            batch = [*batch, *[([0], 0, [self._spare], (0,))] * missing]
+        self.inputs.settle()
+        tokens, rows = self._fill(batch)
+        self.inputs.set_sizes(tokens, len(batch), rows)
+        self.inputs.send()
+        self.program(head, tokens, one_each=one_each).run()
+        return sequences if one_each else rows
+
+    def _one_each(self, batch: Sequence[Work], head: str) -> bool:
+        """Whether a step is one that is recorded: one token of each sequence, whose logits are wanted."""
+        recorded = bool(self.recorded) and head in ("ids", "logits")
+        return recorded and all(len(new_ids) == 1 == len(rows) for new_ids, _, _, rows in batch)
 
     def _fill(self, batch: Sequence[Work]) -> tuple[int, int]:
         """Writes the inputs of a step; returns its number of tokens and of wanted rows.
@@ -254,10 +329,11 @@ class Runner:
                 row += 1
             if self._tables[s] != pages:  # most steps add no page
                 self._tables[s] = list(pages)
+                self.inputs.rare = True
                 self.inputs.arrays["block_tables"][s, : len(pages)] = pages
         return token, row
 
     @property
     def kv_bytes(self) -> int:
         """Size of all KV pages (address space; memory is taken as pages are used)."""
-        return sum(array.nbytes for array in self.states.values())
+        return self.page_bytes * self.sizes.pages

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcore.device import HOST, Place
 from llmcore.dims import R
 from llmcore.engine.request import Request
 from llmcore.graph.graph import Graph
 from llmcore.graph.inputs import StepInputs
-from llmcore.graph.program import Compiler, Memory, Program
+from llmcore.graph.program import HERE, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
 from llmcore.registry.choose import Registry
 
@@ -56,14 +57,15 @@ def _inputs(vocab: int) -> dict[str, Any]:
 class Sampler:
     """Chooses the next token of every row of a step, where the model left its logits."""
 
-    def __init__(self, logits: Array, registry: Registry, pool: Callable[[], WorkerPool]) -> None:
+    def __init__(self, logits: Any, registry: Registry, pool: Callable[[], WorkerPool], place: Place = HERE) -> None:
         """A sampler of ``logits``, ``[rows, vocab]`` float32 for the largest step; programs are made when needed."""
         self.logits = logits
         self.rows, self.vocab = logits.shape
-        self.inputs = StepInputs(_inputs(self.vocab), {"R": self.rows}, {"logits": logits})
-        self.outputs = {name: np.zeros(self.rows, np.int32) for name in ("best", "ids")}
+        self.device = place.device
+        self.inputs = StepInputs(_inputs(self.vocab), {"R": self.rows}, {"logits": logits}, place.device)
+        self.outputs = {name: place.device.zeros((self.rows,), "int32") for name in ("best", "ids")}
         memory = Memory(WeightStore({}), {}, self.outputs)
-        self.compiler = Compiler(registry, memory, self.inputs, pool)
+        self.compiler = Compiler(registry, memory, self.inputs, pool, place)
         self.programs: dict[Draw | None, Program] = {}
         self._written: list[Request] = []  # whose parameters the inputs hold
         self._draw: Draw | None = None  # what these ask for
@@ -74,12 +76,11 @@ class Sampler:
         -1 for a row that holds NaN. A request whose rules leave no token has an ``error`` afterwards; its token means
         nothing. Rows of requests with penalties or rules are changed.
         """
-        for row, request in zip(self.logits, requests, strict=False):
-            if request.params.penalised:
-                penalise(row, request)
-            if request.rules is not None and not request.rules.apply(row, request.generated_count):
-                request.error = NO_TOKEN
+        for row, request in enumerate(requests):
+            if request.params.penalised or request.rules is not None:
+                self._change(row, request)
         count = len(requests)
+        self.inputs.settle()
         if requests != self._written:
             self._write(requests)
         if self._draw is not None:
@@ -88,12 +89,23 @@ class Sampler:
             )
             self.inputs.arrays["u"][:count] = [*drawn]
         self.inputs.set_sizes(0, 0, count)
+        self.inputs.send()
         self.program(self._draw).run()
         best: list[int] = self.outputs["best"][:count].tolist()
         if self._draw is None:
             return best
         ids = self.outputs["ids"][:count].tolist()
         return [b if b < 0 or r.params.greedy else drawn for b, drawn, r in zip(best, ids, requests, strict=True)]
+
+    def _change(self, row: int, request: Request) -> None:
+        """Applies a request's penalties and rules to its row, which an accelerator gives to the host for that."""
+        logits = self.device.fetch(self.logits[row])
+        if request.params.penalised:
+            penalise(logits, request)
+        if request.rules is not None and not request.rules.apply(logits, request.generated_count):
+            request.error = NO_TOKEN
+        if self.device is not HOST:
+            self.logits[row].copy_(self.device.put(logits))
 
     def _write(self, requests: Sequence[Request]) -> None:
         """Parameters stay from step to step, until other requests come."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.device import HOST, Device
 from llmcore.dims import STEP_DIMS, Dim, R, S, Shape, T, concrete
 
 Array = np.ndarray[Any, Any]
@@ -52,32 +53,56 @@ def input_shapes(blocks: int) -> dict[str, tuple[Shape, str]]:
     }
 
 
-NUMPY = {"f32": "float32", "i32": "int32"}
+DTYPES = {"f32": "float32", "i32": "int32"}
+RARELY = frozenset({"block_tables"})  # what is large, and changes in few steps
 
 
 class StepInputs:
-    """The arrays, and the step block that holds the current ``T``, ``S`` and ``R``."""
+    """The arrays that a step reads, and the step block that holds its ``T``, ``S`` and ``R``.
+
+    Attributes:
+        arrays: what the host writes.
+        there: the same as kernels see them.
+        rare: whether the large ones have changed since they were sent; the writer says so.
+    """
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[Shape, str]],
         sizes: Mapping[str, int],
-        elsewhere: Mapping[str, Array] | None = None,
+        elsewhere: Mapping[str, Any] | None = None,
+        device: Device = HOST,
     ) -> None:
-        """Allocates every input at its largest size, but for those that lie ``elsewhere``."""
+        """Allocates every input at its largest size, but for those that lie ``elsewhere`` on the device."""
         self.block = np.zeros(len(STEP_DIMS), np.int64)
         self._words = self.block.data
-        self.arrays: dict[str, Array] = {
-            name: np.zeros(concrete(shape, sizes), NUMPY[dtype])
+        self.rare = False
+        own = {
+            name: (concrete(shape, sizes), DTYPES[dtype])
             for name, (shape, dtype) in shapes.items()
             if name not in (elsewhere or {})
         }
-        self.arrays.update(elsewhere or {})
+        self._often = device.mirror({name: each for name, each in own.items() if name not in RARELY})
+        self._rarely = device.mirror({name: each for name, each in own.items() if name in RARELY})
+        self.arrays: dict[str, Array] = {**self._often.host, **self._rarely.host}
+        self.there: dict[str, Any] = {**self._often.there, **self._rarely.there, **(elsewhere or {})}
 
     def set_sizes(self, tokens: int, seqs: int, rows: int) -> None:
         """What the next run of a program covers."""
         words = self._words
         words[0], words[1], words[2] = tokens, seqs, rows
+
+    def settle(self) -> None:
+        """Waits until the arrays may be written again."""
+        self._often.settle()
+        self._rarely.settle()
+
+    def send(self) -> None:
+        """Brings the arrays to where kernels read them."""
+        self._often.send()
+        if self.rare:
+            self._rarely.send()
+            self.rare = False
 
     def address_of(self, dim: str) -> int:
         """Where the current value of a step dimension lies."""

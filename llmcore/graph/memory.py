@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-import numpy as np
-
+from llmcore.device.base import numpy_dtype
 from llmcore.dims import Shape, extent
 from llmcore.graph.graph import Graph, Node, Value
 
@@ -76,14 +75,14 @@ def plan(
         dtypes: value dtype (``act`` …) → numpy dtype name.
         workspaces: node number → bytes that its kernel works in, alive for that node alone.
     """
-    blocks = _blocks(graph, sizes, {name: np.dtype(kind).itemsize for name, kind in dtypes.items()})
+    blocks = _blocks(graph, sizes, {name: numpy_dtype(kind).itemsize for name, kind in dtypes.items()})
     lone = {node: Block([], _rounded(nbytes), node, node) for node, nbytes in (workspaces or {}).items()}
     blocks += lone.values()
     size = _place(blocks)
     bound = _largest_live_set(blocks, len(graph.nodes))
     offsets = {value: block.offset for block in blocks for value in block.values}
     total = sum(block.nbytes for block in lone.values()) + sum(
-        nbytes_of(value.shape, sizes, np.dtype(dtypes[value.dtype]).itemsize)
+        nbytes_of(value.shape, sizes, numpy_dtype(dtypes[value.dtype]).itemsize)
         for block in blocks
         for value in block.values
     )

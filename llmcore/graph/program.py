@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore.dims import STEP_DIMS, Sym, extent
+from llmcore.device import HOST, Place
+from llmcore.dims import STEP_DIMS, Bounds, Sym, concrete, extent
 from llmcore.errors import RegistryError
 from llmcore.graph.fusion import fuse
 from llmcore.graph.graph import Graph, Node, Value
 from llmcore.graph.inputs import StepInputs
 from llmcore.graph.memory import Plan, plan
-from llmcore.graph.segments import BoundCall, CallSegment, NativeRow, NativeSegment, Segment, bits
+from llmcore.graph.segments import (
+    BoundCall,
+    CallSegment,
+    CapturedSegment,
+    NativeRow,
+    NativeSegment,
+    Segment,
+    bits,
+)
 from llmcore.graph.weight_store import WeightStore
+from llmcore.hookspecs import KernelInfo
 from llmcore.layers.base import Const, State
 from llmcore.native import LOOPS
 from llmcore.native.build import compile_missing, missing
@@ -25,13 +35,13 @@ from llmcore.ops import Param
 from llmcore.plugins import resolve
 from llmcore.registry.choose import Choice, Registry
 from llmcore.registry.node import NodeView
-from llmcore.registry.operand import Operand, aligned, view_of
+from llmcore.registry.operand import Operand
 
 if TYPE_CHECKING:  # the pool imports numba, which a program of torch calls does not need
     from llmcore.native.pool import WorkerPool
 
 Array = np.ndarray[Any, Any]
-NUMPY = {"act": "float32", "f32": "float32", "i32": "int32"}
+HERE = Place(HOST)  # this machine's memory, float32
 
 
 @dataclass(frozen=True)
@@ -54,23 +64,36 @@ class Memory:
     Attributes:
         states: layer → its KV pages.
         outputs: output name → where it is written; its leading axis is as long as any program needs.
+        constants: tables of layers, where kernels read them.
     """
 
     weights: WeightStore
-    states: Mapping[int, Array]
-    outputs: Mapping[str, Array]
+    states: Mapping[int, Any]
+    outputs: Mapping[str, Any]
+    constants: dict[Const, Any] = field(default_factory=dict)
 
 
 class Compiler:
     """Makes programs for one model: chooses kernels, fuses, plans, binds."""
 
-    def __init__(self, registry: Registry, memory: Memory, inputs: StepInputs, pool: Callable[[], WorkerPool]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        memory: Memory,
+        inputs: StepInputs,
+        pool: Callable[[], WorkerPool],
+        place: Place = HERE,
+    ) -> None:
         """Its programs share inputs, weights, states, outputs, arena and workers (started when first needed)."""
         self.registry = registry
         self.memory = memory
         self.inputs = inputs
         self.pool = pool
-        self.arena = aligned(0)
+        self.place = place
+        self.arena = self._memory(0)
+
+    def _memory(self, nbytes: int) -> Any:
+        return self.place.device.zeros((nbytes,), "uint8")
 
     def reserve(self, graphs: Iterable[Graph], sizes: Mapping[str, int]) -> int:
         """Makes the arena large enough for programs of ``graphs`` up to ``sizes``, so that all of them share one.
@@ -79,7 +102,7 @@ class Compiler:
         a kernel for.
         """
         plans = [self.plan(graph, self.choose(graph, sizes), sizes) for graph in graphs]
-        self.arena = aligned(max(each.nbytes for each in plans))
+        self.arena = self._memory(max(each.nbytes for each in plans))
         return max(each.lower_bound for each in plans)
 
     def fuse(self, graph: Graph, sizes: Mapping[str, int]) -> None:
@@ -109,7 +132,9 @@ class Compiler:
         }
         dims = {letter: extent(dim, sizes) for letter, dim in node.dims.items()}
         present = frozenset(param.name for param in node.op.params if param.optional and param.name in node.args)
-        return NodeView(node.op.name, node.path, "cpu", "float32", dims, formats, node.attrs, present)
+        one_each = isinstance(sizes, Bounds) and sizes.one_each
+        kind, dtype = self.place.device.kind, self.place.dtype
+        return NodeView(node.op.name, node.path, kind, dtype, dims, formats, node.attrs, present, one_each)
 
     def plan(self, graph: Graph, choices: Sequence[Choice], sizes: Mapping[str, int]) -> Plan:
         """Where temporaries lie, and what the chosen kernels work in."""
@@ -118,7 +143,7 @@ class Compiler:
             for i, (node, choice) in enumerate(zip(graph.nodes, choices, strict=True))
             if choice.kernel.workspace
         }
-        return plan(graph, sizes, NUMPY, workspaces)
+        return plan(graph, sizes, self.place.dtypes, workspaces)
 
     def choose(self, graph: Graph, sizes: Mapping[str, int]) -> list[Choice]:
         """A kernel for every node; raises :class:`RegistryError` for a node that no backend has one for."""
@@ -149,7 +174,7 @@ class Compiler:
             self.registry.prepare(backend)
         layout = self.plan(graph, choices, sizes)
         if layout.nbytes > self.arena.nbytes:
-            self.arena = aligned(layout.nbytes)  # programs built before keep the old one
+            self.arena = self._memory(layout.nbytes)  # programs built before keep the old one
         self.memory.weights.prepare(
             (value.name, choice.kernel)
             for node, choice in zip(graph.nodes, choices, strict=True)
@@ -159,19 +184,28 @@ class Compiler:
         binder = Binder(self, graph, layout, sizes)
         segments: list[Segment] = []
         rows: list[Row] = []
-        for abi, group in groupby(range(len(choices)), key=lambda i: choices[i].kernel.abi):
+        records = isinstance(sizes, Bounds) and sizes.one_each and self.place.device.captures
+        for kind, group in groupby(range(len(choices)), key=lambda i: _kind(choices[i].kernel, records=records)):
             members = list(group)
             for i in members:
                 choice, node = choices[i], graph.nodes[i]
-                kernel = choice.kernel.target
+                kernel, abi = choice.kernel.target, choice.kernel.abi
                 rows.append(Row(node.op.name, node.path, choice.backend, kernel, abi, choice.reason, len(segments)))
-            if abi == "native":
+            if kind == "native":
                 native = [binder.row(i, graph.nodes[i], choices[i]) for i in members]
                 segments.append(NativeSegment(self.pool(), members, native))
+                continue
+            calls = [binder.call(graph.nodes[i], choices[i]) for i in members]
+            if kind == "captured":
+                segments.append(CapturedSegment(members, calls, self.place.device))
             else:
-                calls = [binder.call(graph.nodes[i], choices[i]) for i in members]
                 segments.append(CallSegment(members, calls))
         return Program(segments, rows, layout, binder.keep)
+
+
+def _kind(kernel: KernelInfo, *, records: bool) -> str:
+    """The kind of segment that a kernel belongs to; ``records``: where the device can record what it does."""
+    return "captured" if records and kernel.captured else kernel.abi
 
 
 class Binder:
@@ -181,12 +215,13 @@ class Binder:
         """A binder for one program."""
         self.memory = compiler.memory
         self.inputs = compiler.inputs
+        self.place = compiler.place
         self.arena = compiler.arena
         self.layout = layout
         self.sizes = sizes
         self.names = {value: name for name, value in graph.outputs.items()}
         fixed = sorted({0} | {dim for node in graph.nodes for dim in node.dims.values() if isinstance(dim, int)})
-        self.keep: list[Array] = [self.arena]  # the program holds what native operands point to
+        self.keep: list[Any] = [self.arena]  # the program holds what native operands point to
         self.constants = np.array(fixed, np.int64)  # fixed dims: kernels read every dim from an address
         self.keep.append(self.constants)
         self.constant_at = {dim: int(self.constants.ctypes.data) + 8 * i for i, dim in enumerate(fixed)}
@@ -196,19 +231,25 @@ class Binder:
         if value in self.names:
             return Operand(value.name, self.memory.outputs[self.names[value]], value.shape)
         if value.kind == "input":
-            return Operand(value.name, self.inputs.arrays[value.name], value.shape)
+            return Operand(value.name, self.inputs.there[value.name], value.shape)
         if isinstance(value.source, State):
             return Operand(value.name, self.memory.states[value.source.layer], ())
         if isinstance(value.source, Const):
-            return Operand(value.name, value.source.array, value.shape)
+            return Operand(value.name, self.constant(value.source), value.shape)
         if value.kind == "weight":
             store = self.memory.weights
             array = store.operand(value.name, choice.kernel) if value.dtype == "any" else store.float32(value.name)
             return Operand(value.name, array, value.shape)
-        offset = self.layout.offsets[value]
-        return Operand(
-            value.name, view_of(self.arena, offset, value.shape, NUMPY[value.dtype], self.sizes), value.shape
-        )
+        dims, dtype = concrete(value.shape, self.sizes), self.place.dtypes[value.dtype]
+        temporary = self.place.device.view(self.arena, self.layout.offsets[value], dims, dtype)
+        return Operand(value.name, temporary, value.shape)
+
+    def constant(self, table: Const) -> Any:
+        """A layer's table, brought to the device once."""
+        found = self.memory.constants
+        if table not in found:
+            found[table] = self.place.device.put(table.array)
+        return found[table]
 
     def operands(self, node: Node, choice: Choice) -> list[Operand | None]:
         """Memory for every parameter of the op in order, None for those that are absent."""
@@ -258,7 +299,7 @@ class Program:
         plan: the memory plan.
     """
 
-    def __init__(self, segments: list[Segment], rows: list[Row], layout: Plan, keep: Sequence[Array]) -> None:
+    def __init__(self, segments: list[Segment], rows: list[Row], layout: Plan, keep: Sequence[Any]) -> None:
         """``keep`` is memory that operand tables point to."""
         self.segments = segments
         self.rows = rows

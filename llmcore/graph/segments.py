@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from llmcore.device import Device
+from llmcore.device.host import aligned
 from llmcore.native import HEADER
-from llmcore.registry.operand import Operand, aligned
+from llmcore.registry.operand import Operand
 
 if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
@@ -137,3 +139,26 @@ class CallSegment:
     def run_node(self, index: int) -> None:
         """Calls one of them."""
         self.calls[index]()
+
+
+class CapturedSegment(CallSegment):
+    """Bound kernels whose launches are recorded once and then replayed at a cost of one launch: a CUDA graph.
+
+    Its steps always have the sizes that the program was built for.
+    """
+
+    kind = "captured"
+
+    def __init__(self, nodes: list[int], calls: Sequence[BoundCall], device: Device) -> None:
+        """Nothing is recorded yet."""
+        super().__init__(nodes, calls)
+        self._device = device
+        self._replay: Callable[[], None] | None = None
+
+    def run(self) -> None:
+        """Replays; the first time calls the kernels, which compiles them, and records them for the next."""
+        if self._replay is None:
+            super().run()
+            self._replay = self._device.capture(super().run)
+        else:
+            self._replay()

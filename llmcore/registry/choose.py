@@ -154,7 +154,7 @@ class Registry:
         """Gives each group, whose ops share a private layout, to the first backend that can run all of its nodes.
 
         Where the cache's element type was left open it becomes bfloat16, if the backend has that and ``rounded`` is
-        true; else float32.
+        true; else that of activations.
 
         Args:
             nodes: every node of a model, at every size that it will be bound for.
@@ -186,12 +186,15 @@ class Registry:
     def _group_lacks(self, group: str, backend: BackendInfo, views: Sequence[NodeView], rounded: bool) -> str | None:
         """Why ``backend`` cannot run a group, or None; sets the cache's element type where it was left open."""
         self._smaller_cache = ()
-        if group == "kv" and self.preference.kv_dtype == "auto" and rounded and not self.preference.exact:
+        if group == "kv" and self.preference.kv_dtype == "auto":
+            self.kv_dtype = own = views[0].dtype
+            if own != "float32" or not rounded or self.preference.exact:
+                return self._lacks(backend, views)
             self.kv_dtype = "bfloat16"
             lacks = self._lacks(backend, views)
             if lacks is None:
                 return None
-            self.kv_dtype = "float32"
+            self.kv_dtype = own
             self._smaller_cache = (f"bfloat16: {lacks}",)
         return self._lacks(backend, views)
 

@@ -1,17 +1,18 @@
-"""Memory as kernels see it: one address, viewed as numpy, torch or a number, without copies.
+"""One argument of a bound kernel: memory of a device, viewed as numpy, torch or a number, without copies.
 
 Views are made when a kernel is bound, never in a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmcore.dims import Shape, Sym, concrete
+from llmcore.device.host import as_torch
+from llmcore.dims import Shape, Sym
+from llmcore.errors import RegistryError
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,19 @@ class Operand:
     """One argument of a bound kernel.
 
     Attributes:
-        array: the whole of it, at its largest size; a step uses the leading part that its dims say.
+        array: the whole of it, at its largest size; a step uses the leading part that its dims say. A numpy array, or
+            an accelerator's tensor.
         shape: the symbolic shape; only a leading dimension may be symbolic.
     """
 
     name: str
-    array: np.ndarray[Any, Any]
+    array: Any
     shape: Shape
 
     @property
     def address(self) -> int:
-        """Where it begins, in bytes."""
-        return int(self.array.ctypes.data)
+        """Where it begins, in bytes, on the device that has it."""
+        return int(self.array.ctypes.data if isinstance(self.array, np.ndarray) else self.array.data_ptr())
 
     @property
     def leading(self) -> str | None:
@@ -38,34 +40,16 @@ class Operand:
         return self.shape[0].name if self.shape and isinstance(self.shape[0], Sym) else None
 
     def view(self, kind: str) -> Any:
-        """The array itself, or a torch tensor over the same memory (read-only memory too: kernels don't write to
-        weights)."""
-        return self.array if kind == "numpy" else as_torch(self.array)
+        """The memory as ``numpy`` or ``torch`` arrays (read-only memory too: kernels don't write to weights).
 
-
-def as_torch(array: np.ndarray[Any, Any]) -> Any:
-    """A CPU torch tensor over ``array``'s memory; bfloat16 included."""
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
-
-
-def aligned(nbytes: int, alignment: int = 64) -> np.ndarray[Any, Any]:
-    """A zeroed uint8 array of ``nbytes`` that begins on an ``alignment`` boundary; pages are taken only when
-    touched."""
-    block = np.zeros(nbytes + alignment, np.uint8)
-    start = -block.ctypes.data % alignment
-    return block[start : start + nbytes]
-
-
-def view_of(block: np.ndarray[Any, Any], offset: int, shape: Shape, dtype: str, sizes: Mapping[str, int]) -> Any:
-    """``shape`` elements of ``dtype`` at byte ``offset`` of ``block``."""
-    dims = concrete(shape, sizes)
-    kind = np.dtype(dtype)
-    return np.ndarray(dims, kind, buffer=block, offset=offset)
+        Raises:
+            RegistryError: numpy does not see an accelerator's memory.
+        """
+        if isinstance(self.array, np.ndarray):
+            return self.array if kind == "numpy" else as_torch(self.array)
+        if kind != "torch":
+            raise RegistryError(
+                f"{self.name} lies on {self.array.device}, which {kind} cannot see",
+                remedy='a kernel for accelerators takes view="torch"',
+            )
+        return self.array

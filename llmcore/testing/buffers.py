@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.device.host import aligned
 from llmcore.native import SCRATCH_BYTES
-from llmcore.registry.operand import aligned
 from llmcore.testing.fences import ENCLOSURES, Fence, forbid, mapping
 
 Array = np.ndarray[Any, Any]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore import ops
+from llmcore.device.host import as_torch
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.native.code import loader
 from llmcore.ops import OpSpec, Param
 from llmcore.plugins import Plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.registry.node import NodeView
-from llmcore.registry.operand import as_torch
 from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, Scratch, dtype_of
 from llmcore.testing.fences import Fence
 from llmcore.testing.operands import Values

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.device.host import as_torch
 from llmcore.ops import Apart, Case, Eager, OpSpec
-from llmcore.registry.operand import as_torch
 from llmcore.testing.buffers import Array, dtype_of
 from llmcore.weights.formats import TensorFormat, tensor_format
 from llmcore.weights.mapping import MappedFile

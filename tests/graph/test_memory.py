@@ -17,7 +17,7 @@ from llmcore.engine.runner import Sizes, model_graph, with_argmax
 from llmcore.graph.fusion import fuse
 from llmcore.graph.graph import Graph, Value
 from llmcore.graph.memory import ALIGNMENT, Plan, nbytes_of, plan
-from llmcore.graph.program import NUMPY
+from llmcore.graph.program import HERE
 from llmcore.model_spec import ModelSpec
 from llmcore_llama.family import llama
 from llmcore_qwen.family import qwen
@@ -27,7 +27,7 @@ PADDED = 192
 
 
 def planned(graph: Graph) -> Plan:
-    return plan(graph, SIZES, NUMPY)
+    return plan(graph, SIZES, HERE.dtypes)
 
 
 def linear(g: Graph, x: Value, name: str) -> Value:
@@ -210,7 +210,7 @@ def test_arena_of_whole_models(spec: ModelSpec, step: tuple[int, int, int]) -> N
         for wanted in ((), ("add_rms_norm",), ("linear_add", "gate_up_swiglu"), ("qkv_rope_kv_write", "add_rms_norm")):
             rewritten = variant.fork()
             fuse(rewritten, lambda node, parts, wanted=wanted: node.op.name in wanted)  # type: ignore[misc]
-            layout = plan(rewritten, size, NUMPY)
+            layout = plan(rewritten, size, HERE.dtypes)
             assert layout.lower_bound <= layout.nbytes <= 1.10 * layout.lower_bound
             assert layout.reuse > spec.layers / 2 or "ids" in variant.outputs  # whose logits lie in the arena
 
@@ -220,7 +220,7 @@ def test_a_workspace_is_there_for_its_node_alone() -> None:
     made = small_graph()
     plain = planned(made)
     for place, node in enumerate(made.nodes):
-        layout = plan(made, SIZES, NUMPY, {place: 1000})
+        layout = plan(made, SIZES, HERE.dtypes, {place: 1000})
         begin, end = layout.workspaces[place], layout.workspaces[place] + 1000
         for value in set(node.values()) & layout.offsets.keys():
             at = layout.offsets[value]

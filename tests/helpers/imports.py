@@ -11,6 +11,7 @@ from pathlib import Path
 FLOORS: Mapping[str, int] = {
     **dict.fromkeys(("llmcore.hookspecs", "llmcore.errors", "llmcore.dims"), 1),
     **dict.fromkeys(("llmcore.weights", "llmcore.text", "llmcore.plugins", "llmcore.config", "llmcore.native"), 2),
+    "llmcore.device": 2,
     **dict.fromkeys(("llmcore.ops", "llmcore.layers", "llmcore.cache", "llmcore.model_spec"), 3),
     **dict.fromkeys(("llmcore.model_config", "llmcore.rope_config"), 3),
     "llmcore.registry": 4,

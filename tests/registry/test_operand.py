@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from llmcore.device import HOST
+from llmcore.device.host import aligned, as_torch
 from llmcore.dims import R, T
-from llmcore.registry.operand import Operand, aligned, as_torch, view_of
+from llmcore.errors import RegistryError
+from llmcore.registry.operand import Operand
 
 
 def test_views_share_memory() -> None:
@@ -48,9 +51,17 @@ def test_aligned_memory(nbytes: int, alignment: int) -> None:
     assert aligned(0).nbytes == 0
 
 
-def test_view_of_a_block_takes_the_sizes_of_the_bucket() -> None:
+def test_an_accelerator_is_seen_by_torch_alone() -> None:
+    tensor = torch.zeros(4, 3)
+    operand = Operand("x", tensor, (T, 3))
+    assert operand.view("torch") is tensor and operand.address == tensor.data_ptr()
+    with pytest.raises(RegistryError, match=r"x lies on cpu, which numpy cannot see"):
+        operand.view("numpy")
+
+
+def test_view_of_a_block() -> None:
     block = aligned(400)
-    view = view_of(block, 64, (T, 5), "float32", {"T": 3})
+    view = HOST.view(block, 64, (3, 5), "float32")
     view[...] = 1
     assert view.shape == (3, 5)
     assert block.view(np.float32).nonzero()[0].tolist() == list(range(16, 31))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcore.device.host import aligned
 from llmcore.graph.segments import NativeRow, NativeSegment
-from llmcore.registry.operand import aligned
 from llmcore_tools.bench.machine import memory_bytes
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore.cache.layout import KVLayout
+from llmcore.device.host import aligned
 from llmcore.dims import concrete
 from llmcore.errors import RegistryError
 from llmcore.graph.graph import Graph
 from llmcore.graph.inputs import StepInputs
-from llmcore.graph.program import NUMPY, Compiler, Memory, Program
+from llmcore.graph.program import HERE, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
 from llmcore.layers.base import State, Weight
 from llmcore.ops import Apart, Case, OpSpec
 from llmcore.plugins import plugins, resolve
 from llmcore.registry.choose import Preference, Registry
-from llmcore.registry.operand import aligned
 from llmcore.testing.operands import Values, make_values, random_weight
 from llmcore.weights.formats import tensor_format
 
@@ -111,7 +111,8 @@ def _bound(
         step.arrays[name][...] = array
     step.set_sizes(1, 1, 1)
     outputs = {
-        name: np.zeros(concrete(value.shape, NO_SYMBOLS), NUMPY[value.dtype]) for name, value in graph.outputs.items()
+        name: np.zeros(concrete(value.shape, NO_SYMBOLS), HERE.dtypes[value.dtype])
+        for name, value in graph.outputs.items()
     }
     memory = Memory(WeightStore(tensors), _states(subject, values, registry, heads), outputs)
     program = Compiler(registry, memory, step, pool).build(graph, NO_SYMBOLS)

@@ -1,0 +1,207 @@
+"""Attention where every sequence has one new token: flash-decoding (Dao et al. 2023) over a paged cache.
+
+A step of decode reads the whole cache once and computes little, so it is as fast as memory is read. All query heads of
+a key head are rows of one program (GQA), which reads each key and value once for them; the tokens of a sequence are
+split among programs, as many as keep the device busy. A split writes the mean of its values and the logarithm of the
+sum of its weights, and a second kernel combines them.
+
+Grids follow from shapes alone, for a step is captured in a CUDA graph: the number of splits follows from the longest
+context that the block tables can hold, and how much of a sequence a split reads from the sequence's own length.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from llmcore.registry.node import NodeView
+from llmcore_triton.attention_step import LOG2E, attend, mean
+from llmcore_triton.configs import Config, config
+from llmcore_triton.device import INTERPRETING, target
+from llmcore_triton.kv_pages import scales_of, sizes
+
+LARGEST_HEAD = 256
+MOST_SPLITS = 128
+PROGRAMS = 4  # for each multiprocessor, in a full grid: sequences are not equally long
+
+
+def one_each(node: NodeView) -> str | None:
+    """Why :func:`attention_decode` cannot run ``node``, or None."""
+    if not node.one_each:
+        return "sequences may have more than one new token each"
+    return head_fits(node)
+
+
+def head_fits(node: NodeView) -> str | None:
+    """Why heads are too large for the attention kernels of this backend, or None."""
+    size = node.attrs["head_dim"]
+    return f"heads of {size} elements; the largest are {LARGEST_HEAD}" if size > LARGEST_HEAD else None
+
+
+@triton.jit
+def share(length, splits, BLOCK_N: tl.constexpr):
+    """Tokens that each split of a sequence of ``length`` reads, in whole blocks; the last splits may have none."""
+    return tl.cdiv(tl.cdiv(length, BLOCK_N), splits) * BLOCK_N
+
+
+@triton.jit(do_not_specialize=["splits", "width"])
+def _decode(
+    q,
+    kv,
+    scales,
+    kv_lens,
+    block_tables,
+    y,
+    parts,
+    logs,
+    splits,
+    width,
+    scale,
+    SPLIT: tl.constexpr,
+    SHARING: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,
+    SCALES: tl.constexpr,
+):
+    """Program (sequence, key head, split); ``SHARING`` query heads use a key head.
+
+    One split writes ``y``; several write ``parts`` [S, heads, splits, HEAD_DIM] and ``logs`` [S, heads, splits].
+    """
+    sequence, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    length = tl.load(kv_lens + sequence)
+    start, end = 0, length
+    if SPLIT:
+        tokens = share(length, splits, BLOCK_N)
+        start = split * tokens
+        end = tl.minimum(length, start + tokens)
+        if start >= length:
+            return
+    row = tl.arange(0, ROWS)
+    element = tl.arange(0, DIM)[None, :]
+    query_head = sequence * (KV_HEADS * SHARING) + head * SHARING + row  # [ROWS]
+    mine = (row < SHARING)[:, None] & (element < HEAD_DIM)
+    queries = tl.load(q + query_head[:, None] * HEAD_DIM + element, mask=mine, other=0)
+    total = tl.zeros([ROWS, DIM], tl.float32)
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    visible = tl.zeros([ROWS], tl.int32) + length
+    table = block_tables + sequence * width
+    for at in range(start, end, BLOCK_N):
+        total, largest, weight = attend(
+            *(queries, total, largest, weight, visible, scale, kv, scales, table, head, at, length),
+            *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+        )
+    out = mean(total, weight)
+    if SPLIT:
+        part = query_head * splits + split
+        tl.store(parts + part[:, None] * HEAD_DIM + element, out, mask=mine)
+        tl.store(logs + part, largest + tl.log2(weight), mask=row < SHARING)
+    else:
+        tl.store(y + query_head[:, None] * HEAD_DIM + element, out.to(y.dtype.element_ty), mask=mine)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _combine(
+    parts,
+    logs,
+    kv_lens,
+    y,
+    splits,
+    heads,
+    BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Program (sequence, query head): its splits' means by their weights. ``SPLITS``: at least ``splits``."""
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length = tl.load(kv_lens + sequence)
+    used = tl.cdiv(length, tl.maximum(share(length, splits, BLOCK_N), 1))
+    row = sequence * heads + head
+    every = tl.arange(0, SPLITS)
+    largest = tl.max(tl.load(logs + row * splits + every, mask=every < used, other=float("-inf")), axis=0)
+    element = tl.arange(0, DIM)
+    total = tl.zeros([1, DIM], tl.float32)
+    weight = tl.zeros([1], tl.float32)
+    for first in range(0, used, STEP):
+        split = first + tl.arange(0, STEP)
+        log = tl.load(logs + row * splits + split, mask=split < used, other=float("-inf"))
+        here = (split < used)[:, None] & (element < HEAD_DIM)[None, :]
+        part = tl.load(parts + (row * splits + split)[:, None] * HEAD_DIM + element[None, :], mask=here, other=0)
+        weights = tl.exp2(log - largest)  # [STEP]
+        total += tl.sum(weights[:, None] * part, axis=0, keep_dims=True)
+        weight += tl.sum(weights, axis=0, keep_dims=True)
+    out = mean(total, weight).to(y.dtype.element_ty)
+    tl.store(y + row * HEAD_DIM + element[None, :], out, mask=(element < HEAD_DIM)[None, :])
+
+
+def split_count(sequences: int, kv_heads: int, blocks: int) -> int:
+    """Programs among which the tokens of one key head are split, where contexts may have ``blocks`` blocks.
+
+    So many that :data:`PROGRAMS` of them fall to each multiprocessor; no more than there are blocks.
+    """
+    wanted = triton.cdiv(PROGRAMS * target().multiprocessors, sequences * kv_heads)
+    return max(1, min(wanted, blocks, MOST_SPLITS))
+
+
+def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
+    """Block and launch of :func:`_decode`: a block of keys is about 16 KiB, several of which are under way."""
+    if INTERPRETING:
+        return Config({"BLOCK_N": 16})
+    device, wide = target(), kv.element_size() == 4
+    block = max(16, min(128, 8192 // triton.next_power_of_2(head_dim) // (2 if wide else 1)))
+    default = Config({"BLOCK_N": block}, num_warps=4, num_stages=3 if device.cuda and not wide else 2)
+    kind = str(kv.dtype).removeprefix("torch.")
+    return config(f"attention_decode_{kind}", (head_dim, sharing), default)
+
+
+def attention_decode(
+    q: torch.Tensor,
+    query_starts: torch.Tensor,
+    query_lens: torch.Tensor,
+    kv_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    kv: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    head_dim: int,
+    kv_heads: int,
+    page_size: int,
+    scale: float,
+) -> None:
+    """Attends from row ``s`` of ``q`` [S, H · head_dim], the last token of sequence ``s``, to all of its tokens."""
+    sequences, width = block_tables.shape
+    if sequences == 0:
+        return
+    heads = q.shape[1] // head_dim
+    sharing = heads // kv_heads
+    chosen = decode_config(head_dim, sharing, kv)
+    block = chosen.meta["BLOCK_N"]
+    splits = split_count(sequences, kv_heads, triton.cdiv(width * page_size, block))
+    parts = logs = y
+    if splits > 1:
+        parts = q.new_empty((sequences, heads, splits, head_dim), dtype=torch.float32)
+        logs = q.new_empty((sequences, heads, splits), dtype=torch.float32)
+    shape = sizes(head_dim, kv_heads, page_size, kv)
+    rows = max(16, triton.next_power_of_2(sharing))  # tensor cores multiply 16 at a time
+    _decode[(sequences, kv_heads, splits)](
+        *(q, kv, scales_of(kv), kv_lens, block_tables, y, parts, logs, splits, width, scale * LOG2E),
+        SPLIT=splits > 1,
+        SHARING=sharing,
+        ROWS=rows,
+        **shape,
+        **chosen.options,
+    )
+    if splits > 1:
+        _combine[(sequences, heads)](
+            *(parts, logs, kv_lens, y, splits, heads, block, head_dim, shape["DIM"]),
+            SPLITS=MOST_SPLITS,
+            STEP=16,
+            num_warps=4,
+        )

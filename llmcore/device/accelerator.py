@@ -1,0 +1,141 @@
+"""An accelerator's memory, as torch tensors: CUDA's and ROCm's devices, both of which torch calls ``cuda``.
+
+Torch's CPU can stand in for one. Every byte then takes the way that it takes to a GPU, so tests of that way need none.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from itertools import cycle
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmcore.device.base import Array, Mirror, numpy_dtype
+
+STAGE = 32 << 20  # bytes of a piece of a weight on its way: two such buffers are pinned
+ALIGNMENT = 64
+
+
+class Accelerator:
+    """One device of torch's.
+
+    Attributes:
+        device: torch's own name of it.
+    """
+
+    captures = True
+
+    def __init__(self, device: str) -> None:
+        """``device``: ``cuda``, ``cuda:1``; ``cpu`` for one that is played by the CPU."""
+        found = torch.device(device)
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", torch.cuda.current_device())
+        self.device = found
+        self.kind = found.type
+        self.name = str(found)
+        self.asynchronous = found.type == "cuda"
+        self._stages: list[tuple[torch.Tensor, Any]] = []
+        self._pool: Any = None
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        """Memory is taken at once."""
+        try:
+            return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)
+        except torch.OutOfMemoryError as error:
+            nbytes = prod(shape) * numpy_dtype(dtype).itemsize
+            raise MemoryError(f"{self.name} has no room for {nbytes / 1e9:.2f} GB more") from error
+
+    def view(self, block: torch.Tensor, offset: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        """A view."""
+        nbytes = prod(shape) * numpy_dtype(dtype).itemsize
+        return block[offset : offset + nbytes].view(getattr(torch, dtype)).view(shape)
+
+    def put(self, array: Array) -> torch.Tensor:
+        """Copies ``array`` in pieces through two pinned buffers: one is filled while the other is on its way."""
+        there = self.zeros(array.shape, array.dtype.name)
+        source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        target = there.view(-1).view(torch.uint8) if array.size else there
+        stages = cycle(self._staging())
+        for start in range(0, source.size, STAGE):
+            stage, done = next(stages)
+            piece = source[start : start + STAGE]
+            done.synchronize()
+            stage[: piece.size].numpy()[...] = piece
+            target[start : start + piece.size].copy_(stage[: piece.size], non_blocking=True)
+            done.record()
+        return there
+
+    def _staging(self) -> list[tuple[torch.Tensor, Any]]:
+        if not self._stages:
+            self._stages = [(self._pinned(STAGE), self._event()) for _ in range(2)]
+        return self._stages
+
+    def _pinned(self, nbytes: int) -> torch.Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=self.asynchronous)
+
+    def _event(self) -> Any:
+        return torch.cuda.Event() if self.asynchronous else _Done()
+
+    def fetch(self, array: torch.Tensor) -> Array:
+        """A copy; waits for the device."""
+        wide = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
+        found: Array = wide.cpu().numpy() if self.asynchronous else wide.clone().numpy()
+        return found
+
+    def mirror(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Mirror:
+        """One pinned block and its twin on the device, so that one copy, which nobody waits for, brings all."""
+        places: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        end = 0
+        for name, (shape, dtype) in shapes.items():
+            places[name] = end, shape, dtype
+            end += -(-prod(shape) * numpy_dtype(dtype).itemsize // ALIGNMENT) * ALIGNMENT
+        here, there, done = self._pinned(end), self.zeros((end,), "uint8"), self._event()
+        block = here.numpy()
+        host = {
+            name: np.ndarray(shape, numpy_dtype(dtype), buffer=block, offset=offset)
+            for name, (offset, shape, dtype) in places.items()
+        }
+
+        def send() -> None:
+            there.copy_(here, non_blocking=True)
+            done.record()
+
+        views = {name: self.view(there, offset, shape, dtype) for name, (offset, shape, dtype) in places.items()}
+        return Mirror(host, views, send, done.synchronize)
+
+    def capture(self, calls: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph of what ``calls`` launches; graphs share the memory that calls take for themselves.
+
+        What is launched must have been launched before: compiling in the middle of a capture is an error.
+        """
+        if not self.asynchronous:
+            return calls
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        gc.collect()  # a tensor that is freed meanwhile would be an error
+        with torch.cuda.graph(graph, pool=self._pool):
+            calls()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    def free_memory(self) -> int | None:
+        """What the driver says, and what torch keeps for later."""
+        if not self.asynchronous:
+            return None
+        gc.collect()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self.device)[0])
+
+
+class _Done:
+    """An event where nothing is asynchronous."""
+
+    def record(self) -> None:
+        """Nothing is under way."""
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
