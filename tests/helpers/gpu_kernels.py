@@ -109,6 +109,14 @@ def narrow_add(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
     _added(a, b, y, 17)
 
 
+def sloppy_add(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
+    """Forgets the last block where it is not a whole one."""
+    chosen = config("test_add", (a.numel(),), BLOCK)
+    y.zero_()
+    grid = (a.numel() // chosen.meta["BLOCK"],)
+    add_kernel[grid](a, b, y, a.numel(), STRIDE=1, **chosen.options)
+
+
 def spilling_swiglu(gate: torch.Tensor, up: torch.Tensor, y: torch.Tensor) -> None:
     """One warp for what needs many."""
     spilling_kernel[(1,)](gate, up, y, gate.numel(), BLOCK=2048, num_warps=1, num_stages=1)

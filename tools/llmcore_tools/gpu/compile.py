@@ -15,22 +15,19 @@ from typing import Any
 
 from llmcore.cli.flags import parse
 from llmcore.config.arguments import JSON, Flag
-from llmcore.errors import ConfigError, LlmcoreError, near
+from llmcore.errors import ConfigError, LlmcoreError
+from llmcore_tools.gpu import options
 from llmcore_tools.gpu.report import Found, as_json, as_markdown, as_text, differences
 from llmcore_tools.gpu.verdicts import Compiled
-from llmcore_tools.gpu.workload import MODELS, Step, Workload
+from llmcore_tools.gpu.workload import Workload
 from llmcore_triton.device import KNOWN
 
 BACKEND = "llmcore_triton.plugin:llmcore_backends"
 TARGETS = Flag("--targets", f"to compile for ({', '.join(KNOWN)}), all by default", "NAME,NAME")
-CHOSEN = Flag("--models", f"whose steps are compiled ({', '.join(MODELS)}), all by default", "NAME,NAME")
-FORMATS = Flag("--formats", f"of the matrices ({', '.join(Workload.formats)} by default)", "NAME,NAME")
-BATCHES = Flag("--batches", "of decode steps (1,8,64 by default)", "N,N")
-PREFILL = Flag("--prefill", "tokens of a prefill chunk (2048 by default; 0: none)", "N")
 JOBS = Flag("--jobs", "processes that compile at a time (as many as there are processors by default)", "N")
 WRITE = Flag("--write", "keep the table as a page", "FILE.md")
 CHECK = Flag("--check", "compare with such a page; the exit code is 1 where they differ", "FILE.md")
-FLAGS = (TARGETS, CHOSEN, FORMATS, BATCHES, PREFILL, JOBS, WRITE, CHECK, JSON)
+FLAGS = (TARGETS, *options.WORKLOAD, JOBS, WRITE, CHECK, JSON)
 USAGE = "usage: llmcore gpu-compile [--targets NAME,NAME] [--models NAME,NAME] [--write FILE.md | --check FILE.md]"
 
 
@@ -43,11 +40,11 @@ def main(argv: Sequence[str]) -> int:
     given, _ = parse(argv, FLAGS, USAGE)
     if given is None:
         return 0
-    targets = _names(given, TARGETS, KNOWN, tuple(KNOWN))
+    targets = options.names(given, TARGETS, KNOWN, tuple(KNOWN))
     page = Path(given[CHECK.name]) if CHECK.name in given else None
     if page is not None and not page.is_file():
         raise ConfigError(f"there is no file {page}", remedy=f"make it: {WRITE.name} {page}")
-    found = compiled(targets, _workload(given), _count(given, JOBS, os.cpu_count() or 1))
+    found = compiled(targets, options.workload(given), options.count(given, JOBS, os.cpu_count() or 1))
     print(json.dumps(as_json(found), ensure_ascii=False, indent=2) if JSON.name in given else as_text(found))
     if WRITE.name in given:
         Path(given[WRITE.name]).write_text(as_markdown(found), encoding="utf-8")
@@ -57,36 +54,6 @@ def main(argv: Sequence[str]) -> int:
     for line in wrong:
         print(f"{page}: {line}", file=sys.stderr)
     return int(bool(wrong))
-
-
-def _workload(given: dict[str, str]) -> Workload:
-    """What the flags ask for."""
-    all_of = Workload()
-    steps = all_of.steps
-    if BATCHES.name in given or PREFILL.name in given:
-        batches = [_positive(text, BATCHES) for text in given.get(BATCHES.name, "1,8,64").split(",") if text]
-        prefill = _positive(given.get(PREFILL.name, "2048"), PREFILL, least=0)
-        steps = (*(Step(n, n) for n in batches), *((Step(prefill, 1),) if prefill else ()))
-    formats = tuple(given.get(FORMATS.name, ",".join(all_of.formats)).split(","))
-    return Workload(_names(given, CHOSEN, MODELS, all_of.models), formats, steps=steps)
-
-
-def _names(given: dict[str, str], flag: Flag, known: Any, default: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(given[flag.name].split(",")) if flag.name in given else default
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{flag.name}: there is no {name!r}", remedy=near(name, known))
-    return names
-
-
-def _count(given: dict[str, str], flag: Flag, default: int) -> int:
-    return _positive(given[flag.name], flag) if flag.name in given else default
-
-
-def _positive(text: str, flag: Flag, least: int = 1) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise ConfigError(f"{flag.name} {text!r} is not a number from {least} on")
-    return int(text)
 
 
 def compiled(

@@ -191,4 +191,3 @@ def amd(assembly: str, shared: int, ttir: str) -> Reading:
     stack = said("private_segment_fixed_size")
     registers = said("vgpr_count")  # from gfx90a on the file is one, so accumulators are counted too
     return Reading(registers, spills, stack, shared, loaded, wide, matrix, dots_of(ttir), len(opcodes))
-

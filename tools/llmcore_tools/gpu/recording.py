@@ -120,7 +120,9 @@ class Recorder:
             resolve(call.kernel.target)(*tensors, **dict(call.attrs))
         except Exception as error:  # a launcher's bug, or what meta tensors cannot do: told with its place
             frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames[1:] if "site-packages" not in frame.filename and frame.filename != __file__]
+            own = [
+                frame for frame in frames[1:] if "site-packages" not in frame.filename and frame.filename != __file__
+            ]
             where = " ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in own[-1:])
             self.problems.append((f"{call.kernel.target} in {places[0]}", f"{type(error).__name__}: {error} ({where})"))
 

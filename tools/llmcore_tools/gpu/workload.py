@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -177,7 +177,6 @@ class _Maker:
 
     def calls(self, graph: Graph, missing: dict[str, str]) -> Iterator[Call]:
         """Of every node that has a kernel; ops without one are noted in ``missing``."""
-        wide = _float32(graph)
         for node in graph.nodes:
             choice, passed = self.registry.find(self.view(node))
             if choice is None:
@@ -185,12 +184,12 @@ class _Maker:
                 continue
             values = [node.outputs.get(param.name) or node.args.get(param.name) for param in node.op.params]
             arguments = tuple(
-                None if value is None else self.argument(param.name, value, choice.kernel, wide)
+                None if value is None else self.argument(param.name, value, choice.kernel)
                 for param, value in zip(node.op.params, values, strict=True)
             )
             yield Call(choice.kernel, arguments, tuple(node.attrs.items()))
 
-    def argument(self, name: str, value: Value, kernel: KernelInfo, wide: Iterable[Value]) -> Argument:
+    def argument(self, name: str, value: Value, kernel: KernelInfo) -> Argument:
         """The tensor that stands for ``value``."""
         if isinstance(value.source, State):
             return self._pages(name, value.source)
@@ -198,7 +197,7 @@ class _Maker:
             shape, dtype = packed_shape(kernel.pack, self.form, concrete(value.shape, {}))
             return Argument(name, shape, dtype)
         dtype = {"act": self.dtype, "f32": "float32", "i32": "int32"}[value.dtype]
-        return Argument(name, concrete(value.shape, self.step.sizes), "float32" if value in wide else dtype)
+        return Argument(name, concrete(value.shape, self.step.sizes), dtype)
 
     def _pages(self, name: str, state: State) -> Argument:
         """Full contexts of all sequences of the step."""
@@ -207,14 +206,3 @@ class _Maker:
         pages = self.step.seqs * (CONTEXT // PAGE_SIZE)
         shape = layout.page_shape(state.kv_heads, state.head_dim, PAGE_SIZE)
         return Argument(name, (pages, *shape), layout.dtype)
-
-
-def _float32(graph: Graph) -> set[Value]:
-    """Activations that are float32 in any case: what the caller reads, and what an op wants so (logits)."""
-    wanted = {
-        value
-        for node in graph.nodes
-        for param in node.op.params
-        if param.type == "f32" and (value := node.args.get(param.name)) is not None
-    }
-    return wanted | set(graph.outputs.values())
