@@ -11,18 +11,19 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from llmcore_triton.attention_decode import attention_decode, head_fits, one_each
 from llmcore_triton.attention_step import LOG2E, attend, mean
 from llmcore_triton.configs import Config, config
 from llmcore_triton.device import INTERPRETING, target
-from llmcore_triton.kv_pages import scales_of, sizes
+from llmcore_triton.kv_pages import load_pages, scales_of, sizes
 
 __all__ = ["attention", "attention_decode", "head_fits", "one_each"]
 
 
 @triton.jit
 def first_block(query_starts, sequence, TOKENS: tl.constexpr):
-    """The first of the blocks of ``sequence``: at least ``cdiv(query_len, TOKENS)`` before the next sequence's first."""
+    """The first of the blocks of ``sequence``; the next one's is at least ``cdiv(query_len, TOKENS)`` further on."""
     return tl.load(query_starts + sequence) // TOKENS + sequence
 
 
@@ -90,14 +91,15 @@ def _attention(
     visible = past + token + 1  # [BLOCK_M]
     table = block_tables + sequence.to(tl.int64) * width
     whole = (past + first + 1) // BLOCK_N * BLOCK_N  # every row sees all of these
+    pages = load_pages(table, 0, length, BLOCK_N, PAGE_SIZE)
     for at in range(0, whole, BLOCK_N):
-        total, largest, weight = attend(
-            *(queries, total, largest, weight, visible, scale, kv, scales, table, head, at, length),
+        total, largest, weight, pages = attend(
+            *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
             *(False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     for at in range(whole, past + tl.minimum(first + TOKENS, count), BLOCK_N):
-        total, largest, weight = attend(
-            *(queries, total, largest, weight, visible, scale, kv, scales, table, head, at, length),
+        total, largest, weight, pages = attend(
+            *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
             *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     out = mean(total, weight).to(y.dtype.element_ty)
@@ -109,14 +111,15 @@ def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.
     if INTERPRETING:
         return Config({"BLOCK_M": 16, "BLOCK_N": 16})
     device = target()
-    dim = triton.next_power_of_2(head_dim)
+    large = head_dim > 128
     if dtype == torch.float32:
-        default = Config({"BLOCK_M": 32, "BLOCK_N": 32 if dim <= 128 else 16}, num_warps=4, num_stages=1)
+        default = Config({"BLOCK_M": 32, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
+    elif device.capability >= 90:
+        default = Config({"BLOCK_M": 128, "BLOCK_N": 32 if large else 64}, num_warps=8, num_stages=3)
     elif device.cuda:
-        stages = 3 if device.capability >= 90 else 2
-        default = Config({"BLOCK_M": 128, "BLOCK_N": 64 if dim <= 128 else 32}, num_warps=8, num_stages=stages)
+        default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=2)
     else:
-        default = Config({"BLOCK_M": 128, "BLOCK_N": 64 if dim <= 128 else 32}, num_warps=4, num_stages=1)
+        default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
     kind = str(kv.dtype).removeprefix("torch.")
     return config(f"attention_{kind}", (head_dim, sharing), default)
 

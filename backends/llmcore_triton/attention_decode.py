@@ -14,11 +14,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from llmcore.registry.node import NodeView
 from llmcore_triton.attention_step import LOG2E, attend, mean
 from llmcore_triton.configs import Config, config
 from llmcore_triton.device import INTERPRETING, target
-from llmcore_triton.kv_pages import scales_of, sizes
+from llmcore_triton.kv_pages import load_pages, scales_of, sizes
 
 LARGEST_HEAD = 256
 MOST_SPLITS = 128
@@ -91,9 +92,10 @@ def _decode(
     weight = tl.zeros([ROWS], tl.float32)
     visible = tl.zeros([ROWS], tl.int32) + length
     table = block_tables + sequence * width
+    pages = load_pages(table, start, length, BLOCK_N, PAGE_SIZE)
     for at in range(start, end, BLOCK_N):
-        total, largest, weight = attend(
-            *(queries, total, largest, weight, visible, scale, kv, scales, table, head, at, length),
+        total, largest, weight, pages = attend(
+            *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
             *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     out = mean(total, weight)
@@ -163,8 +165,8 @@ def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
 
 def attention_decode(
     q: torch.Tensor,
-    query_starts: torch.Tensor,
-    query_lens: torch.Tensor,
+    _query_starts: torch.Tensor,
+    _query_lens: torch.Tensor,
     kv_lens: torch.Tensor,
     block_tables: torch.Tensor,
     kv: torch.Tensor,

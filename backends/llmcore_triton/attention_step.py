@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from llmcore_triton.kv_pages import KEY, VALUE, find_tokens, load_heads
+
+from llmcore_triton.kv_pages import KEY, VALUE, load_heads, load_pages
 
 LOG2E = 1.4426950408889634
 
@@ -19,6 +20,7 @@ def attend(
     total,
     largest,
     weight,
+    pages,
     visible,
     scale,
     kv,
@@ -38,22 +40,30 @@ def attend(
 ):
     """The softmax over the tokens before ``start`` becomes that over ``BLOCK_N`` more.
 
+    The pages of the next block are asked for before this one's are read: loads whose addresses are known when an
+    iteration begins are what the compiler can start several iterations ahead.
+
     Args:
         q: [rows, DIM], 0 beyond ``HEAD_DIM``.
         total, largest, weight: float32 [rows, DIM], [rows] and [rows]: the values seen so far by their weights
             ``2 ** (score - largest)``, the largest score, and the sum of the weights.
+        pages: int32 [BLOCK_N], those of the block's tokens.
         visible: [rows], how many tokens of the sequence each row sees. A row must see token ``start`` or one before.
         scale: of scores, times log2(e).
         end: of the sequence's tokens that may be read, beyond ``start``.
         MASKED: some of the block may lie at ``end`` or beyond, or out of a row's sight.
+
+    Returns:
+        ``total``, ``largest``, ``weight`` and ``pages`` for the next block.
     """
-    pages, places, there = find_tokens(table, start, end, MASKED, BLOCK_N, PAGE_SIZE)
+    tokens = start + tl.arange(0, BLOCK_N)
+    places, there = tokens % PAGE_SIZE, tokens < end
+    following = load_pages(table, start + BLOCK_N, end, BLOCK_N, PAGE_SIZE)
     keys = load_heads(
         kv, scales, pages, places, there, head, KEY, MASKED, HEAD_DIM, DIM, KV_HEADS, HEAD_STRIDE, SCALES
     ).to(q.dtype)  # [BLOCK_N, DIM]
     scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale  # [rows, BLOCK_N]
     if MASKED:
-        tokens = start + tl.arange(0, BLOCK_N)
         scores = tl.where(tokens[None, :] < visible[:, None], scores, float("-inf"))
     raised = tl.maximum(largest, tl.max(scores, axis=1))
     weights = tl.exp2(scores - raised[:, None])
@@ -63,7 +73,7 @@ def attend(
         kv, scales, pages, places, there, head, VALUE, MASKED, HEAD_DIM, DIM, KV_HEADS, HEAD_STRIDE, SCALES
     ).to(q.dtype)  # [BLOCK_N, DIM]
     total = tl.dot(weights.to(q.dtype), values, total * kept[:, None], input_precision="ieee")
-    return total, raised, weight
+    return total, raised, weight, following
 
 
 @triton.jit

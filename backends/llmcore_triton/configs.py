@@ -90,3 +90,9 @@ def distance(a: Sequence[int], b: Sequence[int]) -> float:
     if len(a) != len(b):
         return inf
     return sum(abs(log(max(x, 1)) - log(max(y, 1))) for x, y in zip(a, b, strict=True))
+
+
+def warps(elements: int, each: int = 8) -> int:
+    """How many warps a program over ``elements`` has, if a thread takes ``each``: 16 bytes of bfloat16 are 8."""
+    wanted = elements // (each * target().warp)
+    return min(1 << max(wanted.bit_length() - 1, 0), 16)

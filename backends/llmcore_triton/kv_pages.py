@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from llmcore.cache.layout import INT8_GROUP, INT8_LARGEST
 from llmcore_triton import layout
 
@@ -39,21 +40,15 @@ def scales_of(kv: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def find_tokens(table, start, end, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """Where the tokens from ``start`` on are: pages (int64) and places in them ``[BLOCK_N]``, and which are there.
+def load_pages(table, start, end, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """The pages of the ``BLOCK_N`` tokens from ``start`` on, int32 ``[BLOCK_N]``; ``start`` is a multiple of that.
 
-    ``start`` is a multiple of ``BLOCK_N`` below ``end``; ``MASKED``: some of the block may lie at ``end`` or beyond.
-    What lies there may never have been written, and an entry of the table need not even name a page.
+    0 for tokens at ``end`` or beyond: what a table holds for them need not name a page.
     """
-    tokens = start + tl.arange(0, BLOCK_N)
-    there = tokens < end
     if PAGE_SIZE % BLOCK_N == 0:
-        pages = tl.load(table + start // PAGE_SIZE) + tl.zeros([BLOCK_N], tl.int32)
-    elif MASKED:
-        pages = tl.load(table + tokens // PAGE_SIZE, mask=there, other=0)
-    else:
-        pages = tl.load(table + tokens // PAGE_SIZE)
-    return pages.to(tl.int64), tokens % PAGE_SIZE, there
+        return tl.zeros([BLOCK_N], tl.int32) + tl.load(table + start // PAGE_SIZE, mask=start < end, other=0)
+    tokens = start + tl.arange(0, BLOCK_N)
+    return tl.load(table + tokens // PAGE_SIZE, mask=tokens < end, other=0)
 
 
 @triton.jit
@@ -72,12 +67,12 @@ def load_heads(
     HEAD_STRIDE: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    """Head ``head`` of the tokens of :func:`find_tokens`, ``[BLOCK_N, DIM]``: as stored, or float32 out of int8.
+    """Head ``head`` of tokens at ``places`` of ``pages``, ``[BLOCK_N, DIM]``: as stored, or float32 out of int8.
 
-    Elements beyond ``HEAD_DIM``, and if ``MASKED`` tokens that are not there, are 0: what multiplies them is 0 too,
-    but 0 times whatever else lies there may be NaN.
+    Elements beyond ``HEAD_DIM``, and if ``MASKED`` tokens that are not ``there``, are 0: what multiplies them is 0 too,
+    but 0 times what lies there may be NaN, for it may never have been written.
     """
-    index = (pages * 2 + SIDE) * KV_HEADS + head  # [BLOCK_N]
+    index = (pages.to(tl.int64) * 2 + SIDE) * KV_HEADS + head  # [BLOCK_N]
     element = tl.arange(0, DIM)[None, :]
     at = kv + (index * HEAD_STRIDE + places * HEAD_DIM)[:, None] + element
     if MASKED:
@@ -103,8 +98,7 @@ def load_within(at, column, COLUMNS: tl.constexpr, PADDED: tl.constexpr):
     """What lies ``at``; 0 from column ``COLUMNS`` on. Nothing is compared where nothing is padded."""
     if COLUMNS == PADDED:
         return tl.load(at)
-    else:
-        return tl.load(at, mask=column < COLUMNS, other=0)
+    return tl.load(at, mask=column < COLUMNS, other=0)
 
 
 @triton.jit
@@ -112,8 +106,7 @@ def load_where(at, rows, column, COLUMNS: tl.constexpr, PADDED: tl.constexpr):
     """Like :func:`load_within`, and 0 but where ``rows``."""
     if COLUMNS == PADDED:
         return tl.load(at, mask=rows, other=0)
-    else:
-        return tl.load(at, mask=rows & (column < COLUMNS), other=0)
+    return tl.load(at, mask=rows & (column < COLUMNS), other=0)
 
 
 @triton.jit
@@ -155,9 +148,8 @@ def quantize(x):
     ROWS: tl.constexpr = x.shape[0]
     COLUMNS: tl.constexpr = x.shape[1]
     x = tl.reshape(x, [ROWS, COLUMNS // GROUP, GROUP])
-    largest = tl.max(tl.abs(x), axis=2)
-    broken = tl.max((x != x).to(tl.int32), axis=2) > 0  # a maximum passes over NaN; the cache must not
-    scale = tl.div_rn(tl.where(broken, float("nan"), largest), LARGEST * 1.0).to(tl.float16)
+    broken = tl.sum(x * 0, axis=2)  # NaN where one of them is no number, which a maximum would pass over; else 0
+    scale = tl.div_rn(tl.max(tl.abs(x), axis=2) + broken, LARGEST * 1.0).to(tl.float16)
     wide = scale.to(tl.float32)
     inverse = tl.where(wide == 0, 0.0, tl.div_rn(1.0, tl.where(wide == 0, 1.0, wide)))
     # Bounds come first: between product and sum they keep the compiler from making one fma of them, which rounds once.

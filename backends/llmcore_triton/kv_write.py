@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from llmcore_triton.configs import Config, config
 from llmcore_triton.kv_pages import KEY, VALUE, scales_of, sizes, store_heads
 

@@ -45,7 +45,16 @@ def _kernel(
     )
 
 
-ROWS: tuple[KernelInfo, ...] = ()
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+ROWS: tuple[KernelInfo, ...] = (
+    _kernel("embedding", "embedding", formats=("F32", "F16", "BF16")),
+    *(_kernel("embedding", "embedding", formats=(form,), name=form.lower()) for form in QUANTIZED),
+    _kernel("rms_norm", "rms_norm"),
+    _kernel("add_rms_norm", "fused"),
+    _kernel("rope", "rope"),
+    *(_kernel(op, "elementwise") for op in ("add", "swiglu", "gather")),
+)
 """Ops that treat every row or element by itself."""
 
 CACHE: tuple[KernelInfo, ...] = (
@@ -61,7 +70,41 @@ CACHE: tuple[KernelInfo, ...] = (
 )
 """Ops over the KV cache."""
 
-LINEAR: tuple[KernelInfo, ...] = ()
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+
+def _linear(op: str, module: str) -> tuple[KernelInfo, ...]:
+    """``op`` on weights of any format: as they lie in the file where that is the activations' type, else packed."""
+    return (
+        _kernel(op, module, formats=("BF16",), dtypes=("bfloat16",)),
+        _kernel(op, module, formats=("F16",), dtypes=("float16",)),
+        _kernel(op, module, formats=("F32", "F16", "BF16"), dtypes=("float32",)),  # read as they are: half the bytes
+        _kernel(
+            op,
+            module,
+            formats=("BF16", "F16", "F32"),
+            dtypes=("bfloat16",),
+            pack="packing:dense_bf16",
+            layout=("dense-bf16", 1),
+        ),
+        _kernel(
+            op,
+            module,
+            formats=("F16", "BF16", "F32"),
+            dtypes=("float16",),
+            pack="packing:dense_f16",
+            layout=("dense-f16", 1),
+        ),
+        _kernel(op, module, formats=QUANTIZED, pack="packing:pack", layout=("triton-groups", 1)),
+    )
+
+
+LINEAR: tuple[KernelInfo, ...] = (
+    *_linear("linear", "linear"),
+    *_linear("linear_add", "linear"),
+    *_linear("gate_up_swiglu", "linear_gate_up"),
+    *_linear("classifier_argmax", "classifier"),
+)
 """Ops that multiply by weights."""
 
 SAMPLING: tuple[KernelInfo, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmcore.device.base import Array, Mirror, numpy_dtype
+from llmcore.device.base import Array, Mirror, Reader, numpy_dtype
 
 STAGE = 32 << 20  # bytes of a piece of a weight on its way: two such buffers are pinned
 ALIGNMENT = 64
@@ -85,6 +85,24 @@ class Accelerator:
         wide = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
         found: Array = wide.cpu().numpy() if self.asynchronous else wide.clone().numpy()
         return found
+
+    def reader(self, array: torch.Tensor) -> Reader:
+        """Two pinned buffers in turn."""
+        nbytes = array.numel() * array.element_size()
+        landings = cycle([(self._pinned(nbytes).view(array.dtype).view(array.shape), self._event()) for _ in range(2)])
+
+        def start(count: int) -> Callable[[], Array]:
+            landing, arrived = next(landings)
+            landing[:count].copy_(array[:count], non_blocking=True)
+            arrived.record()
+
+            def wait() -> Array:
+                arrived.synchronize()
+                return np.asarray(landing[:count].numpy())
+
+            return wait
+
+        return start
 
     def mirror(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Mirror:
         """One pinned block and its twin on the device, so that one copy, which nobody waits for, brings all."""

@@ -40,6 +40,11 @@ class Mirror:
     settle: Callable[[], None]
 
 
+Reader = Callable[[int], Callable[[], Array]]
+"""``f(count)`` sets out for the first ``count`` rows of an array, as they are when all that was asked of the device
+before is done; the function that it returns waits for them. Two may be on their way at a time."""
+
+
 class Device(Protocol):
     """A device.
 
@@ -67,6 +72,9 @@ class Device(Protocol):
 
         On the host it is the array itself, else a copy; bfloat16 and float16 become float32 there.
         """
+
+    def reader(self, array: Any) -> Reader:
+        """Brings rows of ``array`` to the host while the device goes on."""
 
     def mirror(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Mirror:
         """Arrays of zeros of the given shapes and types that the host writes for the device."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcore.device.base import Array, Mirror, numpy_dtype
+from llmcore.device.base import Array, Mirror, Reader, numpy_dtype
 
 
 def as_torch(array: Array) -> Any:
@@ -59,6 +59,10 @@ class Host:
     def fetch(self, array: Array) -> Array:
         """``array`` itself."""
         return array if array.dtype.kind in "iu" or array.itemsize > 2 else array.astype(np.float32)
+
+    def reader(self, array: Array) -> Reader:
+        """Nothing goes on meanwhile."""
+        return lambda count: lambda: array[:count]
 
     def mirror(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Mirror:
         """One set of arrays for both sides."""

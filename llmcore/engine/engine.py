@@ -11,14 +11,15 @@ from typing import Any
 
 from llmcore.cache.pages import PagePool
 from llmcore.cache.prefix import PrefixIndex
+from llmcore.engine.launch import Launched, Launcher
 from llmcore.engine.logit_rules import LogitRules
-from llmcore.engine.logprobs import LogprobReader, Reading
+from llmcore.engine.logprobs import LogprobReader
 from llmcore.engine.policies import Policy
 from llmcore.engine.request import Delta, FinishReason, Request, TokenLogprobs, check_standing, checked_ids
-from llmcore.engine.runner import Runner, Work
+from llmcore.engine.runner import Runner
 from llmcore.engine.sampler import Sampler
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.engine.scheduler import Scheduled, Scheduler
+from llmcore.engine.scheduler import Scheduler
 from llmcore.engine.stats import Counters, Stats
 from llmcore.errors import GenerationError, RequestError
 from llmcore.text.constraint import ConstraintCompiler
@@ -72,13 +73,14 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
         logits = runner.outputs["logits"]
-        self.sampler = Sampler(logits, runner.registry, runner.pool, runner.place)
-        self.logprobs = LogprobReader(logits, runner.registry, runner.pool, runner.place)
+        sampler = Sampler(logits, runner.registry, runner.pool, runner.place)
+        self.launcher = Launcher(runner, sampler, LogprobReader(logits, runner.registry, runner.pool, runner.place))
         pool = PagePool(sizes.pages, PrefixIndex(sizes.page_size) if prefix_cache else None)
         self.scheduler = Scheduler(pool, sizes.page_size, sizes.seqs, sizes.tokens, sizes.context, policy)
         self.constraints = ConstraintCompiler(tokenizer, runner.vocab)
         self.counters = Counters()
         self.live: dict[int, Live] = {}
+        self._ahead: Launched | None = None
         self._ids = count()
         self.lock = RLock()  # one step, or one change of what the next one holds, at a time
 
@@ -194,18 +196,26 @@ class Engine:
                 self._step()
 
     def _step(self) -> None:
-        plan = self.scheduler.schedule()
+        step, self._ahead = self._ahead, None
+        plan = step.plan if step else self.scheduler.schedule()
         if not plan:
             return
         try:
-            tokens, reading = self._compute(plan)
+            step = step or self.launcher.begin(plan)
+            self._ahead = self._begin_after(step)
+            tokens, reading = step.results()
         except Exception as error:  # whatever a kernel raises
+            self._ahead = None
             for request, _, _ in plan:
-                self._fail(request, error, doubtful=True)
+                if request.id in self.live:
+                    self._fail(request, error, doubtful=True)
             return
         self.counters.steps += 1
         row = 0
         for request, new, complete in plan:
+            if request.id not in self.live:  # it ended while this step, which nobody could know, was under way
+                row += complete
+                continue
             self.counters.computed += new
             if complete:
                 try:
@@ -228,26 +238,19 @@ class Engine:
                 request.computed += new
                 self.scheduler.keep(request)
 
-    def _compute(self, plan: Sequence[Scheduled]) -> tuple[list[int], Reading | None]:
-        """The next token of each sequence whose end a step reaches, below 0 where logits hold NaN.
+    def _begin_after(self, step: Launched) -> Launched | None:
+        """Begins the step after ``step`` before the host knows what that brings, where that cannot matter.
 
-        And their log-probabilities, where a request asks for them.
+        A sequence that ``step`` turns out to end has a token too many then, which nobody looks at.
         """
-        work: list[Work] = []
-        ending: list[Request] = []
-        plain = True
-        for request, new, complete in plan:
-            start = request.computed
-            work.append((request.tokens[start : start + new], start, request.pages, (new - 1,) if complete else ()))
-            if complete:
-                ending.append(request)
-                plain = plain and request.params.plain
-        if plain:
-            return self.runner.greedy(work), None
-        self.runner.run(work)
-        wanted = any(request.params.logprobs is not None for request in ending)
-        reading = self.logprobs.read(ending) if wanted else None
-        return self.sampler.sample(ending), reading
+        if not step.followed:
+            return None
+        for request, _, _ in step.plan:
+            live = self.live.get(request.id)
+            if live is None or len(request.tokens) + 1 >= live.limit:
+                return None
+        plan = self.scheduler.schedule_after(step.plan)
+        return self.launcher.begin_after(step, plan) if plan else None
 
     def _accept(self, live: Live, new: int, token: int, extra: tuple[TokenLogprobs, ...]) -> Delta:
         """Appends ``token``, made of ``new`` computed ones, to a request and sees whether that ends it."""

@@ -58,7 +58,7 @@ def explain(engine: Engine, tokens: int) -> Explanation:
     most = engine.runner.sizes.tokens
     if not 1 <= tokens <= most:
         raise ConfigError(f"tokens is {tokens}", remedy=f"a step has 1 to {most} tokens")
-    program, sampling = engine.runner.program("ids", tokens), engine.sampler.program((True, True, True))
+    program, sampling = engine.runner.program("ids", tokens), engine.launcher.sampler.program((True, True, True))
     plan, offset = program.plan, len(program.segments)
     return Explanation(
         tokens,

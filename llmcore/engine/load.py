@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from llmcore.cache.layout import KV_DTYPES
 from llmcore.device import Place
 from llmcore.engine.policies import Policy
-from llmcore.engine.runner import Runner, Sizes, model_graph
+from llmcore.engine.runner import Runner
+from llmcore.engine.sizes import Sizes
+from llmcore.engine.step_graph import model_graph
 from llmcore.errors import ConfigError, PluginError, UnsupportedModelError, near
 from llmcore.graph.packing import PackedCache
 from llmcore.graph.program import HERE

@@ -13,14 +13,15 @@ from llmcore.cache.layout import KVLayout
 from llmcore.device import HOST, Place
 from llmcore.device.base import numpy_dtype
 from llmcore.dims import Bounds
+from llmcore.engine.batch import BatchWriter, Work
+from llmcore.engine.sizes import Sizes, recorded_sizes
+from llmcore.engine.step_graph import with_argmax, with_hidden
 from llmcore.errors import RegistryError
 from llmcore.graph.graph import Graph, Node, Value
-from llmcore.graph.inputs import Limits, StepInputs, input_shapes
+from llmcore.graph.inputs import StepInputs, input_shapes
 from llmcore.graph.program import HERE, Compiler, Memory, Program
 from llmcore.graph.weight_store import WeightStore
-from llmcore.layers import Decoder
 from llmcore.layers.base import State
-from llmcore.model_spec import ModelSpec
 from llmcore.plugins import resolve
 from llmcore.registry.choose import Choice, Registry
 
@@ -28,82 +29,6 @@ if TYPE_CHECKING:
     from llmcore.native.pool import WorkerPool
 
 Array = np.ndarray[Any, Any]
-
-
-Work = tuple[Sequence[int], int, Sequence[int], Sequence[int]]
-"""New tokens of one sequence in a step: ``(token_ids, start, pages, rows)``.
-
-``start`` is the position of the first token. ``pages`` are the sequence's, and hold ``start + len(token_ids)`` tokens
-or more. ``rows`` says which of the tokens, counted from the first, want logits. Bare, as one is made in every step.
-"""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the runner is built for.
-
-    Attributes:
-        tokens, seqs, rows: the largest step.
-        context: tokens of the longest sequence.
-        page_size, pages: the KV cache; 0 pages: as many as ``seqs`` full contexts need within ``kv_budget`` bytes, and
-            enough for one in any case.
-        buckets: step sizes in tokens that get a program of their own; ``tokens`` is always one.
-    """
-
-    tokens: int
-    seqs: int
-    rows: int
-    context: int
-    page_size: int
-    pages: int
-    buckets: tuple[int, ...] = ()
-    kv_budget: int = 2 << 30  # of address space: memory is taken as pages are used
-    device_share: float = 0.9  # of what an accelerator has left
-
-    def with_pages(self, page_bytes: int) -> Sizes:
-        """The same with ``pages`` decided, where one page of all layers takes ``page_bytes``."""
-        blocks = -(-self.context // self.page_size)
-        affordable = self.kv_budget // page_bytes
-        return self if self.pages else replace(self, pages=max(min(blocks * self.seqs, affordable), blocks))
-
-    @property
-    def limits(self) -> Limits:
-        """The bounds of a step."""
-        return Limits(self.tokens, self.seqs, self.rows, -(-self.context // self.page_size))
-
-
-def model_graph(spec: ModelSpec, sizes: Sizes, *, taps: bool = False) -> Graph:
-    """The graph of one step, with output ``logits``; with ``taps`` each block's result is an output too."""
-    graph = Graph(input_shapes(sizes.limits.blocks))
-    hidden: dict[str, Value] = {}
-    logits = Decoder(spec, sizes.context, sizes.page_size)(graph, hidden)
-    logits.dtype = "f32"  # whatever activations are: the sampler's ops read them
-    graph.outputs = {"logits": logits, **(hidden if taps else {})}
-    return graph
-
-
-def with_argmax(graph: Graph) -> Graph:
-    """The same step with output ``ids``, the greedy next tokens, in place of logits."""
-    greedy = graph.fork()
-    logits = greedy.outputs.pop("logits")
-    with greedy.scope("lm_head"):
-        greedy.outputs["ids"] = greedy.op("argmax", logits=logits)
-    return greedy
-
-
-def with_hidden(graph: Graph) -> Graph:
-    """The same step with output ``hidden``, the normed states that the classifier reads, in place of logits."""
-    hidden = graph.fork()
-    logits = hidden.outputs["logits"]
-    classifier = next(node for node in hidden.nodes if logits in node.outputs.values())
-    hidden.nodes.remove(classifier)
-    hidden.outputs = {"hidden": classifier.args["x"]}
-    return hidden
-
-
-def recorded_sizes(seqs: int) -> list[int]:
-    """The numbers of sequences whose decode step is recorded: powers of two up to 16, then steps of 16."""
-    return sorted({*(size for size in (1, 2, 4, 8, 16) if size < seqs), *range(32, seqs, 16), seqs})
 
 
 @dataclass
@@ -127,9 +52,9 @@ class Runner:
         """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""
         limits, device = self.sizes.limits, self.place.device
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes, device=device)
-        self._words = {name: array.data for name, array in self.inputs.arrays.items()}
-        self._tables: list[list[int]] = [[] for _ in range(limits.seqs)]  # what block_tables holds
+        self._writer = BatchWriter(self.inputs, self.sizes.page_size, limits.seqs)
         self.outputs: dict[str, Any] = {}
+        self._ids: memoryview | None = None  # of the greedy tokens, on the host
         self.states: dict[int, Any] = {}
         memory = Memory(self.weights, self.states, self.outputs)
         self.compiler = Compiler(self.registry, memory, self.inputs, self.pool, self.place)
@@ -140,14 +65,16 @@ class Runner:
         self.graphs = {"logits": self.graph, "ids": greedy}
         for name, value in (greedy.outputs | self.graph.outputs).items():
             self._allocate(name, value)
+        self._reader = device.reader(self.outputs["ids"])
         largest = [self._fused(head, self._bounds(self.sizes.tokens)) for head in self.graphs]
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
         steps = [self._bounds(bucket) for bucket in self.buckets]
         self.compiler.compile((self._fused("ids", bounds), bounds) for bounds in steps)
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
-        if device is not HOST:
+        if device is HOST:
+            self._ids = self.outputs["ids"].data
+        else:
             self._take_pages()
-        self._ids = self.outputs["ids"].data if device is HOST else None
 
     def _rounded(self, stateful: list[Node]) -> bool:
         """Whether any kernel rounds activations, of those that have nothing to do with the cache."""
@@ -269,20 +196,32 @@ class Runner:
 
     def greedy(self, batch: Sequence[Work]) -> list[int]:
         """The most probable next token of every row of ``batch``."""
-        rows = self._run(batch, "ids")
         if self._ids is None:
-            return self.place.device.fetch(self.outputs["ids"][:rows]).tolist()  # type: ignore[no-any-return]
-        return self._ids[:rows].tolist()  # type: ignore[no-any-return]
+            return self.start(batch)()
+        return self._ids[: self._run(batch, "ids")].tolist()
 
-    def _run(self, batch: Sequence[Work], head: str) -> int:
+    def start(self, batch: Sequence[Work], *, follows: bool = False) -> Callable[[], list[int]]:
+        """Sets out for the most probable next token of every row of ``batch``; what it returns waits for them.
+
+        An accelerator computes meanwhile, and two steps may be under way.
+
+        Args:
+            follows: every sequence's token is the one that the same row of the step before has chosen, which the host
+                need not know: those in ``batch`` do not count.
+        """
+        rows = self._run(batch, "ids", follows=follows)
+        arriving = self._reader(rows)
+        return lambda: arriving().tolist()
+
+    def _run(self, batch: Sequence[Work], head: str, *, follows: bool = False) -> int:
         if self._ids is None:
-            return self._run_there(batch, head)
-        tokens, rows = self._fill(batch)
+            return self._run_there(batch, head, follows=follows)
+        tokens, rows = self._writer.fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.program(head, tokens).run()
         return rows
 
-    def _run_there(self, batch: Sequence[Work], head: str) -> int:
+    def _run_there(self, batch: Sequence[Work], head: str, *, follows: bool) -> int:
         """The same on an accelerator: what the host has written is sent, and decode steps are filled up and replayed.
 
         A step is filled up with sequences of one token in a page that belongs to nobody.
@@ -292,9 +231,12 @@ class Runner:
             missing = self._bucket(sequences, one_each=True) - sequences
             batch = [*batch, *[([0], 0, [self._spare], (0,))] * missing]
         self.inputs.settle()
-        tokens, rows = self._fill(batch)
+        tokens, rows = self._writer.fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.inputs.send()
+        if follows:  # a row without a token, -1, has none that could be looked up
+            ids = self.outputs["ids"][:sequences]
+            self.inputs.there["token_ids"][:sequences].copy_(ids.clamp(min=0))
         self.program(head, tokens, one_each=one_each).run()
         return sequences if one_each else rows
 
@@ -302,36 +244,6 @@ class Runner:
         """Whether a step is one that is recorded: one token of each sequence, whose logits are wanted."""
         recorded = bool(self.recorded) and head in ("ids", "logits")
         return recorded and all(len(new_ids) == 1 == len(rows) for new_ids, _, _, rows in batch)
-
-    def _fill(self, batch: Sequence[Work]) -> tuple[int, int]:
-        """Writes the inputs of a step; returns its number of tokens and of wanted rows.
-
-        Word by word: after a step the caches hold weights alone, and for the few words of a decode step one call of
-        numpy has to bring more of its code back than all of this is.
-        """
-        words, page_size = self._words, self.sizes.page_size
-        token_ids, positions, slots, rows = words["token_ids"], words["positions"], words["slots"], words["rows"]
-        query_starts, query_lens, kv_lens = words["query_starts"], words["query_lens"], words["kv_lens"]
-        token = row = 0
-        for s, (new_ids, start, pages, wanted) in enumerate(batch):
-            first, position = token, start
-            for token_id in new_ids:
-                token_ids[token] = token_id
-                positions[token] = position
-                slots[token] = pages[position // page_size] * page_size + position % page_size
-                token += 1
-                position += 1
-            query_starts[s] = first
-            query_lens[s] = token - first
-            kv_lens[s] = position
-            for offset in wanted:
-                rows[row] = first + offset
-                row += 1
-            if self._tables[s] != pages:  # most steps add no page
-                self._tables[s] = list(pages)
-                self.inputs.rare = True
-                self.inputs.arrays["block_tables"][s, : len(pages)] = pages
-        return token, row
 
     @property
     def kv_bytes(self) -> int:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from helpers import configs
 from helpers.graphs import KV, WIDTH, interpret, op_names, random_graphs, random_tensors, small_graph, weight
 from llmcore import ops
-from llmcore.engine.runner import Sizes, model_graph, with_argmax
+from llmcore.engine.sizes import Sizes
+from llmcore.engine.step_graph import model_graph, with_argmax
 from llmcore.graph.fusion import fuse
 from llmcore.graph.graph import Graph, Node, Value
 from llmcore.graph.pattern import patterns

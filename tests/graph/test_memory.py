@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from helpers import configs
 from helpers.graphs import KV, SIZES, WIDTH, interpret, random_graphs, random_tensors, small_graph, weight
 from llmcore.dims import T
-from llmcore.engine.runner import Sizes, model_graph, with_argmax
+from llmcore.engine.sizes import Sizes
+from llmcore.engine.step_graph import model_graph, with_argmax
 from llmcore.graph.fusion import fuse
 from llmcore.graph.graph import Graph, Value
 from llmcore.graph.memory import ALIGNMENT, Plan, nbytes_of, plan

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny import TinyModel
-from llmcore.engine.runner import Work
+from llmcore.engine.batch import Work
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import RegistryError
 from llmcore.llm import LLM

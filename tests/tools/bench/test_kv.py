@@ -13,7 +13,7 @@ import pytest
 from helpers.tiny import TinyModel
 from llmcore.cli.main import main
 from llmcore.engine.load import EngineSettings
-from llmcore.engine.runner import Sizes
+from llmcore.engine.sizes import Sizes
 from llmcore.llm import LLM
 from llmcore.verify import perplexity, surprises, surprises_in_windows
 from llmcore_numba import kv_layout

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcore.dims import extent
-from llmcore.engine.runner import Work
+from llmcore.engine.batch import Work
 from llmcore.errors import ConfigError
 from llmcore.weights.formats import tensor_format
 from llmcore_tools.bench.costs import Attended, Call, Cost, cost

@@ -1,13 +1,11 @@
-"""What the runner writes for a step, without a model."""
-
-from types import SimpleNamespace
-from typing import Any
+"""What is written for a step, without a model."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcore.engine.runner import Runner, Sizes, Work
+from llmcore.engine.batch import BatchWriter, Work
+from llmcore.engine.sizes import Sizes
 from llmcore.graph.inputs import StepInputs, input_shapes
 
 SIZES = Sizes(tokens=40, seqs=4, rows=40, context=64, page_size=4, pages=99)
@@ -25,19 +23,17 @@ works = st.builds(
 )
 
 
-def runner() -> Any:
-    """The part of a runner that writes inputs."""
+def writer() -> tuple[BatchWriter, StepInputs]:
     inputs = StepInputs(input_shapes(SIZES.limits.blocks), SIZES.limits.sizes)
-    words = {name: array.data for name, array in inputs.arrays.items()}
-    return SimpleNamespace(inputs=inputs, sizes=SIZES, _words=words, _tables=[[] for _ in range(SIZES.seqs)])
+    return BatchWriter(inputs, SIZES.page_size, SIZES.seqs), inputs
 
 
 @given(st.lists(st.lists(works, min_size=1, max_size=4), min_size=1, max_size=3))
 def test_every_word_of_a_step(batches: list[list[Work]]) -> None:
-    made = runner()
+    made, inputs = writer()
     for batch in batches:
-        tokens, rows = Runner._fill(made, batch)
-        found = {name: array.tolist() for name, array in made.inputs.arrays.items()}
+        tokens, rows = made.fill(batch)
+        found = {name: array.tolist() for name, array in inputs.arrays.items()}
         lengths = [len(ids) for ids, *_ in batch]
         firsts = [sum(lengths[:s]) for s in range(len(batch))]
         places = [(start + at, pages) for ids, start, pages, _ in batch for at in range(len(ids))]
@@ -56,4 +52,15 @@ def test_every_word_of_a_step(batches: list[list[Work]]) -> None:
 
 def test_a_position_without_a_page() -> None:
     with pytest.raises(IndexError):
-        Runner._fill(runner(), [([1], 16, [3, 4, 5, 6], [0])])
+        writer()[0].fill([([1], 16, [3, 4, 5, 6], [0])])
+
+
+def test_who_writes_tables_says_so() -> None:
+    """They are large and seldom change: an accelerator is sent them only then."""
+    made, inputs = writer()
+    batch: list[Work] = [([1], 0, [3], [0]), ([1], 0, [4], [0])]
+    for pages, changed in (([3], True), ([3], False), ([3, 5], True), ([3, 5], False)):
+        inputs.rare = False
+        batch[0] = [1], 0, pages, [0]
+        made.fill(batch)
+        assert inputs.rare == changed
