@@ -24,8 +24,10 @@ from llmcore_triton.configs import Config
 def distance(config: Config, m: int, n: int, warps: int) -> float:
     """A cost whose optimum is the given configuration."""
     wanted = {"M": m, "N": n}
-    return 1 + sum(abs(config.meta[key].bit_length() - wanted[key].bit_length()) for key in wanted) + abs(
-        config.num_warps.bit_length() - warps.bit_length()
+    return (
+        1
+        + sum(abs(config.meta[key].bit_length() - wanted[key].bit_length()) for key in wanted)
+        + abs(config.num_warps.bit_length() - warps.bit_length())
     )
 
 
@@ -76,7 +78,10 @@ def test_neighbours_are_configurations_that_could_be() -> None:
     assert all(c.num_warps in (1, 2) and c.num_stages in (1, 2) for c in found)
     largest = Config({"BLOCK": 65536}, 16, 5)
     assert {c.meta["BLOCK"] for c in neighbours(largest)} == {65536, 32768}
-    assert {c.num_warps for c in neighbours(largest)} == {16, 8} and {c.num_stages for c in neighbours(largest)} == {5, 4}
+    assert {c.num_warps for c in neighbours(largest)} == {16, 8} and {c.num_stages for c in neighbours(largest)} == {
+        5,
+        4,
+    }
 
 
 @pytest.fixture
@@ -198,7 +203,9 @@ def test_outputs_are_compared() -> None:
     assert alike([a], [a.clone()]) and alike([a], [a + 0.05])
     assert not alike([a], [a + 0.2]) and not alike([a], [torch.ones(2, 2)])
     assert not alike([a.nan_to_num()], [a]), "NaN where there was a number"
-    assert alike([torch.tensor([1, 2])], [torch.tensor([1, 2])]) and not alike([torch.tensor([1, 2])], [torch.tensor([1, 3])])
+    assert alike([torch.tensor([1, 2])], [torch.tensor([1, 2])]) and not alike(
+        [torch.tensor([1, 2])], [torch.tensor([1, 3])]
+    )
 
 
 def test_operands_of_every_op_are_valid() -> None:
@@ -236,7 +243,7 @@ def _check_indices(given: dict[str, Any]) -> None:
     bounds = {"rows": "x", "ids": "weight", "positions": "cos"}
     for name, into in bounds.items():
         if name in given and given[name].dtype == torch.int32 and into in given:
-            assert 0 <= given[name].min() and given[name].max() < given[into].shape[0]
+            assert given[name].min() >= 0 and given[name].max() < given[into].shape[0]
     if "slots" in given:
         assert len(set(given["slots"].tolist())) == len(given["slots"])
         assert given["slots"].max() < given["kv"].shape[0] * 16

@@ -19,7 +19,10 @@ def llmcore_commands() -> list[CommandInfo]:
             70,
         ),
         CommandInfo(
-            "gpu-compile", "compile all GPU kernels without a GPU, and say what they are like", f"{GPU}.compile:main", 80
+            "gpu-compile",
+            "compile all GPU kernels without a GPU, and say what they are like",
+            f"{GPU}.compile:main",
+            80,
         ),
         CommandInfo("gpu-tune", "find the fastest configurations of GPU kernels on this GPU", f"{GPU}.tune:main", 81),
     ]

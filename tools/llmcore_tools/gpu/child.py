@@ -73,6 +73,12 @@ def _compiled(work: tuple[str, int]) -> Reading | str:
         return f"{type(error).__name__}: {(str(error).strip() or 'without a word').splitlines()[-1]}"
 
 
+def _renumbered(tensors: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Memory numbered from 0 on, whatever its addresses were in this process."""
+    numbers = {memory: i for i, memory in enumerate(dict.fromkeys(memory for memory, _ in tensors.values()))}
+    return {argument: (numbers[memory], nbytes) for argument, (memory, nbytes) in tensors.items()}
+
+
 def _described(variant: Variant, reading: Reading | str | None) -> dict[str, Any]:
     return {
         "kernel": variant.kernel,
@@ -80,7 +86,7 @@ def _described(variant: Variant, reading: Reading | str | None) -> dict[str, Any
         "constants": variant.constants,
         "options": variant.options,
         "grid": variant.grid,
-        "moved": variant.moved,
+        "tensors": _renumbered(variant.tensors),
         "ops": sorted(variant.ops),
         "places": variant.places,
         "reading": reading.as_json() if isinstance(reading, Reading) else None,

@@ -1,27 +1,19 @@
-"""What a compiled kernel is made of: registers, spills, the width of its loads, matrix instructions.
+"""What a compiled kernel is made of: registers, spills, matrix instructions, and how wide it loads from which argument.
 
 For NVIDIA's GPUs the binary is read by the disassembler that comes with Triton; for AMD's, Triton keeps the assembly.
+Loads are read from the LLVM IR before it, where it still shows which argument an address comes from.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-WIDE = 16  # bytes that one thread can load at a time
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One line of a disassembly: ``opcode`` with its modifiers, and the label that it may branch to."""
-
-    opcode: str
-    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,9 +25,7 @@ class Reading:
         spills: instructions (NVIDIA) or registers (AMD) that keep values in local memory for want of registers.
         stack: bytes of local memory of a thread.
         shared: bytes of shared memory of a program.
-        loaded: bytes that global loads of one thread bring, each counted once, in the innermost loops that have any;
-            without such loops, everywhere.
-        wide: those of them that come 16 bytes at a time.
+        loads: argument (by its number, constants left out) → width in bytes → loads of that width in the code.
         matrix: the matrix instructions' names, without shapes.
         dots: element types of the operands of ``tl.dot``, as Triton's IR has them.
         instructions: in all.
@@ -45,16 +35,10 @@ class Reading:
     spills: int
     stack: int
     shared: int
-    loaded: int
-    wide: int
+    loads: Mapping[int, Mapping[int, int]]
     matrix: tuple[str, ...]
     dots: tuple[str, ...]
     instructions: int
-
-    @property
-    def wide_share(self) -> float:
-        """Of the bytes loaded; 1 where nothing is loaded."""
-        return self.wide / self.loaded if self.loaded else 1.0
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -70,75 +54,89 @@ def dots_of(ttir: str) -> tuple[str, ...]:
     return tuple(sorted(a if a == b else f"{a}*{b}" for a, b in pairs))
 
 
-def loops(code: Sequence[Instruction | str]) -> list[range]:
-    """The innermost loops of ``code``, instructions and labels in order: from a label to a branch back to it."""
-    place = {line: i for i, line in enumerate(code) if isinstance(line, str)}
-    spans = {
-        range(place[line.target], i)
-        for i, line in enumerate(code)
-        if isinstance(line, Instruction) and place.get(line.target, i) < i
-    }
-    return [a for a in spans if not any(b is not a and a.start <= b.start and b.stop <= a.stop for b in spans)]
+IR_NAME = re.compile(r"%[\w.]+")
+IR_PARAMETERS = re.compile(r"^define [^(]*@\w+\((.*)\)[^)]*\{", re.MULTILINE)
+IR_ADDRESS = r"getelementptr|phi ptr|select|make\.buffer\.rsrc|addrspacecast"
+IR_POINTER = re.compile(rf"^\s*(%[\w.]+) = .*?\b(?:{IR_ADDRESS})\b(.*)$")
+NAME = r"(?:\w+ )*(%[\w.]+)"  # after a type and attributes
+IR_LOAD = re.compile(r"= load (?:<(\d+) x )?([a-z]+\d*)>?, ptr addrspace\(1\) (%[\w.]+), align (\d+)")
+IR_BUFFER = re.compile(rf"buffer\.load\.(?:v(\d+))?([a-z]+\d+)\(ptr addrspace\(8\) {NAME}")
+IR_TO_SHARED = re.compile(rf"load\.[\w.]*lds[\w.]*\(ptr addrspace\([18]\) {NAME}, ptr addrspace\(3\) .*?, i32 (\d+)")
+IR_PTX = re.compile(rf"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+) .*ptr addrspace\(1\) {NAME}")
+IR_COPY = re.compile(rf"cp\.async\.c[ag]\.shared\.global.*?, (0x[0-9a-f]+|\d+),.*ptr addrspace\(1\) {NAME}")
+IR_SIZES = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 
 
-def loads(code: Sequence[Instruction | str], width: Callable[[str], int]) -> tuple[int, int]:
-    """Bytes that global loads bring and those that come 16 at a time, of the innermost loops that have any.
+def loads_of(ir: str) -> dict[int, dict[int, int]]:
+    """The global loads in LLVM IR: argument → width in bytes → how many."""
+    roots = _roots(ir)
+    found: dict[int, Counter[int]] = {}
+    for line in ir.splitlines():
+        load = _load(line)
+        for argument in roots.get(load[0], ()) if load else ():
+            found.setdefault(argument, Counter())[load[1]] += 1
+    return {argument: dict(sorted(widths.items())) for argument, widths in sorted(found.items())}
 
-    ``width`` gives the bytes of an opcode that is a global load, 0 of any other.
-    """
-    inner = [i for span in loops(code) for i in span]
-    for places in (inner, range(len(code))):
-        found = [width(line.opcode) for i in places if isinstance(line := code[i], Instruction)]
-        if any(found):
-            return sum(found), sum(bytes_ for bytes_ in found if bytes_ >= WIDE)
-    return 0, 0
+
+def _load(line: str) -> tuple[str, int] | None:
+    """The pointer and the bytes of a line that loads; LLVM splits a load that is not aligned to its size."""
+    if match := IR_LOAD.search(line):
+        count, kind, name, alignment = match.groups()
+        return name, min(int(count or 1) * _bits(kind) // 8, int(alignment))
+    if match := IR_PTX.search(line):
+        return match[3], int(match[1] or 1) * int(match[2]) // 8
+    if match := IR_COPY.search(line):
+        return match[2], int(match[1], 0)
+    if match := IR_TO_SHARED.search(line):
+        return match[1], int(match[2])
+    if match := IR_BUFFER.search(line):
+        return match[3], int(match[1] or 1) * _bits(match[2]) // 8
+    return None
+
+
+def _bits(kind: str) -> int:
+    return IR_SIZES.get(kind) or int(re.sub(r"\D", "", kind))
+
+
+def _roots(ir: str) -> dict[str, set[int]]:
+    """Pointer → the arguments that it is made from; until nothing changes, for loops carry pointers around."""
+    parameters = IR_PARAMETERS.search(ir)
+    split = re.split(r",\s*(?![^(]*\))", parameters[1]) if parameters else []
+    roots = {IR_NAME.findall(text)[-1]: {i} for i, text in enumerate(split) if "ptr" in text}
+    made = [(match[1], IR_NAME.findall(match[2])) for line in ir.splitlines() if (match := IR_POINTER.match(line))]
+    changed = True
+    while changed:
+        changed = False
+        for name, parts in made:
+            of = set().union(*(roots.get(part, set()) for part in parts))
+            if not of <= roots.get(name, set()):
+                roots[name] = roots.get(name, set()) | of
+                changed = True
+    return roots
 
 
 # NVIDIA -------------------------------------------------------------------------------------------------------------
 
-SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$")
-SASS_LABEL = re.compile(r"^(\.L_[\w$]+):")
-SASS_TARGET = re.compile(r"`\((\.L_[\w$]+)\)")
+SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 SASS_MATRIX = re.compile(r"^[A-Z]{1,2}G?MMA$")
-SASS_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
-BULK = ("UBLKCP", "UTMALDG")  # copies of whole tiles, which no thread waits for
 
 
-def sass(text: str) -> list[Instruction | str]:
-    """The instructions and labels of ``nvdisasm -c``."""
-    lines: list[Instruction | str] = []
-    for line in text.splitlines():
-        if label := SASS_LABEL.match(line):
-            lines.append(label[1])
-        elif (found := SASS.match(line)) and found[1] != "NOP":
-            target = SASS_TARGET.search(found[2]) if found[1].startswith("BRA") else None
-            lines.append(Instruction(found[1], target[1] if target else ""))
-    return lines
+def sass(text: str) -> list[str]:
+    """The opcodes of ``nvdisasm -c``, padding left out."""
+    return [match[1] for line in text.splitlines() if (match := SASS.match(line)) and match[1] != "NOP"]
 
 
-def sass_width(opcode: str) -> int:
-    """Bytes of one thread of a global load, cached, asynchronous or in bulk; 0 of another instruction."""
-    name, *modifiers = opcode.split(".")
-    if name in BULK:
-        return WIDE
-    if name not in ("LDG", "LDGSTS"):
-        return 0
-    return next((SASS_WIDTHS[each] for each in reversed(modifiers) if each in SASS_WIDTHS), 4)
-
-
-def nvidia(cubin: bytes, shared: int, ttir: str) -> Reading:
-    """Reads a binary for an NVIDIA GPU; ``shared`` and ``ttir`` are from Triton."""
+def nvidia(cubin: bytes, shared: int, ttir: str, ir: str) -> Reading:
+    """Reads a binary for an NVIDIA GPU; the other arguments are from Triton."""
     with TemporaryDirectory(prefix="llmcore-cubin-") as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _tool("cuobjdump", "-res-usage", str(path))
-        code = sass(_tool("nvdisasm", "-c", str(path)))
+        code = [opcode.partition(".")[0] for opcode in sass(_tool("nvdisasm", "-c", str(path)))]
     registers, stack = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
-    opcodes = [line.opcode.split(".")[0] for line in code if isinstance(line, Instruction)]
-    loaded, wide = loads(code, sass_width)
-    matrix = tuple(sorted({opcode for opcode in opcodes if SASS_MATRIX.match(opcode)}))
-    spills = sum(opcode in ("STL", "LDL") for opcode in opcodes)
-    return Reading(registers, spills, stack, shared, loaded, wide, matrix, dots_of(ttir), len(opcodes))
+    matrix = tuple(sorted({opcode for opcode in code if SASS_MATRIX.match(opcode)}))
+    spills = sum(opcode in ("STL", "LDL") for opcode in code)
+    return Reading(registers, spills, stack, shared, loads_of(ir), matrix, dots_of(ttir), len(code))
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -151,43 +149,24 @@ def _tool(name: str, *arguments: str) -> str:
 
 # AMD ----------------------------------------------------------------------------------------------------------------
 
-GCN = re.compile(r"^\t([a-z]\w+)(?:\s+(.*))?$")
-GCN_LABEL = re.compile(r"^(\.LBB\w+):")
-GCN_LOAD = re.compile(r"^(?:global|buffer|flat)_load_(?:lds_)?(?P<kind>[a-z]+?)(?:x(?P<count>[234]))?(?:_.*)?$")
-GCN_KINDS = {"ubyte": 1, "sbyte": 1, "ushort": 2, "sshort": 2, "short": 2, "dword": 4}
+GCN = re.compile(r"^\t([a-z]\w+)(?:\s|$)")
 
 
-def gcn(text: str) -> list[Instruction | str]:
-    """The instructions and labels of an assembly for AMD."""
-    lines: list[Instruction | str] = []
-    for line in text.splitlines():
-        if line.lstrip().startswith(".section"):
-            break  # what follows describes the kernel
-        if label := GCN_LABEL.match(line):
-            lines.append(label[1])
-        elif found := GCN.match(line.partition(";")[0].rstrip()):
-            branch = found[1].startswith(("s_branch", "s_cbranch"))
-            lines.append(Instruction(found[1], (found[2] or "").strip() if branch else ""))
-    return lines
+def gcn(text: str) -> list[str]:
+    """The opcodes of an assembly for AMD."""
+    code = re.split(r"^\s*\.section", text, maxsplit=1, flags=re.MULTILINE)[0]  # what follows describes the kernel
+    return [match[1] for line in code.splitlines() if (match := GCN.match(line))]
 
 
-def gcn_width(opcode: str) -> int:
-    """Bytes of one thread of a global load; 0 of another instruction."""
-    found = GCN_LOAD.match(opcode)
-    return GCN_KINDS.get(found["kind"], 0) * int(found["count"] or 1) if found else 0
-
-
-def amd(assembly: str, shared: int, ttir: str) -> Reading:
-    """Reads an assembly for an AMD GPU; ``shared`` and ``ttir`` are from Triton."""
+def amd(assembly: str, shared: int, ttir: str, ir: str) -> Reading:
+    """Reads an assembly for an AMD GPU; the other arguments are from Triton."""
 
     def said(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])  # type: ignore[index]
 
     code = gcn(assembly)
-    opcodes = [line.opcode for line in code if isinstance(line, Instruction)]
-    loaded, wide = loads(code, gcn_width)
-    matrix = tuple(sorted({"v_mfma" for opcode in opcodes if opcode.startswith(("v_mfma", "v_smfmac"))}))
+    matrix = ("v_mfma",) if any(opcode.startswith(("v_mfma", "v_smfmac")) for opcode in code) else ()
     spills = said("vgpr_spill_count") + said("sgpr_spill_count")
-    stack = said("private_segment_fixed_size")
     registers = said("vgpr_count")  # from gfx90a on the file is one, so accumulators are counted too
-    return Reading(registers, spills, stack, shared, loaded, wide, matrix, dots_of(ttir), len(opcodes))
+    stack = said("private_segment_fixed_size")
+    return Reading(registers, spills, stack, shared, loads_of(ir), matrix, dots_of(ttir), len(code))

@@ -26,6 +26,10 @@ from llmcore_tools.gpu.machine_code import Reading
 from llmcore_tools.gpu.workload import Argument, Call
 from llmcore_triton import device
 
+TABLES = {"attention": (), "embedding": ("weight",), "gather": ("x",)}
+"""Op → operands of which it reads a few rows, at places that others tell it; of ops not listed, :data:`BY_ROWS`."""
+
+BY_ROWS = "kv", "cos", "sin"
 GRID_LIMITS = 2**31 - 1, 65535, 65535  # CUDA's, which are no wider than HIP's
 
 
@@ -67,9 +71,9 @@ class Variant:
         types: of its other parameters, as Triton calls them.
         constants: its constexpr parameters, and parameters that are always 1 or absent.
         options: how it is launched (warps, stages).
-        grid: of the launch that moves most.
-        moved: bytes of the tensors that this launch reads and writes, each counted whole; of the KV cache's pages only
-            where the op reads them.
+        grid: of the launch with the largest tensors.
+        tensors: of this launch: argument (by its number, constants left out) → memory (a number that arguments over
+            the same memory share) and its bytes. Tables that the op reads a few rows of are left out.
         ops: that launch it.
         places: where in the workload.
     """
@@ -80,7 +84,7 @@ class Variant:
     options: dict[str, Any]
     source: ASTSource
     grid: tuple[int, ...] = ()
-    moved: int = -1
+    tensors: dict[int, tuple[int, int]] = field(default_factory=dict)
     ops: set[str] = field(default_factory=set)
     places: list[str] = field(default_factory=list)
 
@@ -89,8 +93,8 @@ class Variant:
         kernel = triton.compile(self.source, target=target, options=self.options)
         shared, ttir = kernel.metadata.shared, kernel.asm["ttir"]
         if target.backend == "cuda":
-            return machine_code.nvidia(kernel.asm["cubin"], shared, ttir)
-        return machine_code.amd(kernel.asm["amdgcn"], shared, ttir)
+            return machine_code.nvidia(kernel.asm["cubin"], shared, ttir, kernel.asm["llir"])
+        return machine_code.amd(kernel.asm["amdgcn"], shared, ttir, kernel.asm["llir"])
 
 
 class Recorder:
@@ -104,18 +108,18 @@ class Recorder:
     def __init__(self) -> None:
         self.variants: dict[tuple[str, str], Variant] = {}
         self.problems: list[tuple[str, str]] = []
-        self._launch: tuple[tuple[int, ...], int, dict[str, Any]] = ((), 0, {})
+        self._launch: tuple[tuple[int, ...], dict[str, torch.Tensor], dict[str, Any]] = ((), {}, {})
         self._op = ""
         self._places: Sequence[str] = ()
-        self._unread: set[int] = set()  # memory of pages that the op writes a few rows of
+        self._tables: set[int] = set()  # memory that the op reads a few rows of
 
     def call(self, call: Call, places: Sequence[str]) -> None:
         """Calls one kernel's launcher with tensors without memory; ``places`` say where this happens."""
         tensors = [None if argument is None else tensor(argument) for argument in call.arguments]
         self._op, self._places = call.kernel.op, places
-        states = zip(call.arguments, tensors, strict=True)
-        writes = not call.kernel.op.startswith("attention")
-        self._unread = {_memory(t) for a, t in states if writes and a is not None and t is not None and a.name == "kv"}
+        tables = TABLES.get(call.kernel.op, BY_ROWS)
+        named = zip(call.arguments, tensors, strict=True)
+        self._tables = {_memory(each) for argument, each in named if argument and argument.name in tables}
         try:
             resolve(call.kernel.target)(*tensors, **dict(call.attrs))
         except Exception as error:  # a launcher's bug, or what meta tensors cannot do: told with its place
@@ -133,14 +137,12 @@ class Recorder:
         fits = all(type(n) is int and 0 < n <= limit for n, limit in zip(sizes, GRID_LIMITS, strict=False))
         if not fits:
             raise LaunchError(f"{function.__name__}: a grid of {sizes}")
-        tensors = {_memory(value): value for value in bound.values() if isinstance(value, torch.Tensor)}
-        moved = sum(_nbytes(each) for memory, each in tensors.items() if memory not in self._unread)
-        rest = {key: value for key, value in options.items() if key not in function.arg_names}
-        self._launch = sizes, moved, rest
+        tensors = {key: value for key, value in bound.items() if isinstance(value, torch.Tensor)}
+        self._launch = sizes, tensors, {key: each for key, each in options.items() if key not in function.arg_names}
 
     def compiling(self, *, key: str, fn: Any, compile: dict[str, Any], **_rest: Any) -> bool:
         """Triton's hook before it compiles: keeps what would be compiled, and says that it is taken care of."""
-        grid, moved, options = self._launch
+        grid, given, options = self._launch
         function = fn.jit_function
         name = f"{function.module}:{function.__name__}"
         variant = self.variants.get((name, key))
@@ -150,8 +152,14 @@ class Recorder:
             types = [text for text in compile["signature"].values() if text != "constexpr"]
             source = ASTSource(function, compile["signature"], constants, compile["configs"][0])
             variant = self.variants[name, key] = Variant(name, types, shown, options, source)
-        if moved > variant.moved:
-            variant.grid, variant.moved = grid, moved
+        arguments = [name for name, text in compile["signature"].items() if text != "constexpr"]
+        tensors = {
+            i: (_memory(given[name]), _nbytes(given[name]))
+            for i, name in enumerate(arguments)
+            if name in given and _memory(given[name]) not in self._tables
+        }
+        if not variant.grid or _sum(tensors) > _sum(variant.tensors):
+            variant.grid, variant.tensors = grid, tensors
         variant.ops.add(self._op)
         variant.places += [place for place in self._places if place not in variant.places]
         return True
@@ -164,6 +172,10 @@ def _shown(value: Any) -> str:
 def tensor(argument: Argument, where: str = "meta") -> torch.Tensor:
     """A tensor of the argument's shape and type."""
     return torch.empty(argument.shape, dtype=getattr(torch, argument.dtype), device=where)
+
+
+def _sum(tensors: Mapping[int, tuple[int, int]]) -> int:
+    return sum(nbytes for _, nbytes in tensors.values())
 
 
 def _memory(each: torch.Tensor) -> int:
@@ -191,6 +203,7 @@ def recording(target: str) -> Iterator[Recorder]:
     run: Callable[..., Any] = JITFunction.run
 
     def record(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        assert not warmup, "launchers launch"
         recorder.launched(self, args, grid, options)
         return run(self, *args, grid=grid, warmup=True, **options)
 

@@ -14,11 +14,11 @@ VERSION = "Triton "
 INTRODUCTION = """\
 # GPU kernels, compiled
 
-What `llmcore gpu-compile` finds: every kernel of the Triton backend, as its launchers launch it for the decode steps and
-a prefill chunk of the models below, compiled for GPUs that need not be there. A row is a kernel on a target, with the
+What `llmcore gpu-compile` finds: every kernel of the Triton backend, as its launchers launch it for decode steps and a
+prefill chunk of the models below, compiled for GPUs that need not be there. A row is a kernel on a target, with the
 worst of its variants (tile sizes and specializations): the most registers of a thread, spills and shared memory, and
-the smallest share of loaded bytes that come 16 at a time, among launches that move 1 MiB or more. The verdict counts the
-variants that break a rule (`tools/llmcore_tools/gpu/verdicts.py`). Sizes and counts are this compiler's; nothing was run.
+the smallest share of bytes that come 16 at a time of those loaded from a launch's largest tensor, if that has 1 MiB or
+more. The verdict counts the variants that break a rule (`tools/llmcore_tools/gpu/verdicts.py`). Nothing was run.
 
 Regenerate it with `llmcore gpu-compile --write docs/gpu-kernels-compiled.md`.
 """

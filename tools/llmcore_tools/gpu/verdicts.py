@@ -1,12 +1,14 @@
 """What a compiled kernel must be like, and one line for all variants of a kernel.
 
-Everything here is part of a step, so nothing may spill. A dot over small types must use matrix instructions, in prefill on
-Hopper those of a whole warp group, as others reach little more than half of its peak. A launch that moves a megabyte or
-more is bound by memory at small batches: most of what it loads must come 16 bytes at a time.
+Everything here is part of a step, so nothing may spill. A dot over small types must use matrix instructions, in prefill
+on Hopper those of a whole warp group, as others reach little more than half of its peak. A launch that loads from a
+tensor of a megabyte or more is bound by memory at small batches: most of what it loads from the largest one must come 16
+bytes at a time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,7 +17,8 @@ from typing import Any
 from llmcore_tools.gpu.machine_code import Reading
 from llmcore_triton.device import KNOWN, Target
 
-MOVED = 1 << 20  # bytes; below, a launch takes as long as any launch does
+LARGE = 1 << 20  # bytes; below, a launch takes as long as any launch does
+WIDE = 16  # bytes that one thread can load at a time
 WIDE_SHARE = 0.5  # of the bytes that are loaded
 WARP_GROUP = {"HGMMA", "IGMMA", "QGMMA"}
 
@@ -30,7 +33,7 @@ class Compiled:
     constants: Mapping[str, str]
     options: Mapping[str, Any]
     grid: Sequence[int]
-    moved: int
+    tensors: Mapping[int, tuple[int, int]]
     ops: Sequence[str]
     places: Sequence[str]
     reading: Reading | None
@@ -41,8 +44,27 @@ class Compiled:
         """From plain data."""
         reading = described["reading"]
         if reading is not None:
-            reading = Reading(**{**reading, "matrix": tuple(reading["matrix"]), "dots": tuple(reading["dots"])})
-        return cls(target, **{**described, "reading": reading})
+            lists = {key: tuple(reading[key]) for key in ("matrix", "dots")}
+            loads = {int(i): {int(width): n for width, n in found.items()} for i, found in reading["loads"].items()}
+            reading = Reading(**{**reading, **lists, "loads": loads})
+        tensors = {int(i): (memory, nbytes) for i, (memory, nbytes) in described["tensors"].items()}
+        return cls(target, **{**described, "reading": reading, "tensors": tensors})
+
+    @property
+    def widths(self) -> Mapping[int, int]:
+        """Width in bytes → loads from the largest tensor that it loads from; nothing where that is not large.
+
+        Of several tensors as large as that, from the one with the narrowest loads.
+        """
+        if self.reading is None:
+            return {}
+        loaded: dict[tuple[int, int], Counter[int]] = {}
+        for i, widths in self.reading.loads.items():
+            if i in self.tensors and self.tensors[i][1] >= LARGE:
+                memory, nbytes = self.tensors[i]
+                loaded.setdefault((nbytes, memory), Counter()).update(widths)
+        largest = max((nbytes for nbytes, _ in loaded), default=0)
+        return min((widths for (nbytes, _), widths in loaded.items() if nbytes == largest), key=wide_share, default={})
 
     @property
     def name(self) -> str:
@@ -56,10 +78,17 @@ def complaints(variant: Compiled) -> list[str]:
     if variant.reading is None:
         return [f"does not compile: {variant.error}"] if variant.error else []
     prefill = bool(variant.places) and all("prefill" in place for place in variant.places)
-    return list(_wrong(variant.reading, variant.moved, KNOWN[variant.target], prefill))
+    return list(_wrong(variant.reading, variant.widths, KNOWN[variant.target], prefill))
 
 
-def _wrong(reading: Reading, moved: int, target: Target, prefill: bool) -> Iterable[str]:
+def wide_share(widths: Mapping[int, int]) -> float:
+    """Of the bytes loaded, those that come 16 at a time."""
+    return sum(width * count for width, count in widths.items() if width >= WIDE) / sum(
+        width * count for width, count in widths.items()
+    )
+
+
+def _wrong(reading: Reading, widths: Mapping[int, int], target: Target, prefill: bool) -> Iterable[str]:
     if reading.shared > target.shared:
         yield f"shared memory: {reading.shared} bytes, of {target.shared}"
     if reading.spills:
@@ -70,8 +99,8 @@ def _wrong(reading: Reading, moved: int, target: Target, prefill: bool) -> Itera
         yield "a dot without matrix instructions"
     elif prefill and target.name == "sm_90" and reading.dots and not WARP_GROUP & {*reading.matrix}:
         yield "prefill without wgmma"
-    if moved >= MOVED and reading.wide_share < WIDE_SHARE:
-        yield "narrow loads"
+    if widths and wide_share(widths) < WIDE_SHARE:
+        yield "narrow loads: " + ", ".join(f"{count} of {width} bytes" for width, count in sorted(widths.items()))
 
 
 @dataclass
@@ -84,7 +113,7 @@ class Row:
     registers: int = 0
     spills: int = 0
     shared: int = 0
-    wide: float | None = None  # None: nothing that it launches is bound by memory
+    wide: float | None = None  # None: no launch loads from a large tensor
     matrix: tuple[str, ...] = ()
     instructions: int = 0
     complaints: dict[str, int] = field(default_factory=dict)
@@ -131,6 +160,6 @@ def _row(kernel: str, target: str, variants: Sequence[Compiled]) -> Row:
         row.shared = max(row.shared, reading.shared)
         row.instructions = max(row.instructions, reading.instructions)
         row.matrix = tuple(sorted({*row.matrix, *reading.matrix}))
-        if variant.moved >= MOVED:
-            row.wide = min(reading.wide_share, 1.0 if row.wide is None else row.wide)
+        if variant.widths:
+            row.wide = min(wide_share(variant.widths), 1.0 if row.wide is None else row.wide)
     return row

@@ -11,8 +11,9 @@ from typing import Any
 from llmcore.cache.layout import KVLayout
 from llmcore.dims import concrete, extent
 from llmcore.engine.logprobs import logprobs_graph
-from llmcore.engine.runner import Sizes, model_graph, with_argmax
 from llmcore.engine.sampler import sampling_graph
+from llmcore.engine.sizes import Sizes
+from llmcore.engine.step_graph import model_graph, with_argmax
 from llmcore.graph.fusion import fuse
 from llmcore.graph.graph import Graph, Node, Value
 from llmcore.hookspecs import BackendInfo, KernelInfo
