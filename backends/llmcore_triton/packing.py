@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore.registry.operand import aligned
+from llmcore.device.host import aligned
 from llmcore.weights import k_quants
 from llmcore.weights.quants import Bytes
 
