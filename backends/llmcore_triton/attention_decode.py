@@ -20,6 +20,7 @@ from llmcore_triton.attention_step import LOG2E, attend, mean
 from llmcore_triton.configs import Config, config
 from llmcore_triton.device import INTERPRETING, target
 from llmcore_triton.kv_pages import load_pages, scales_of, sizes
+from llmcore_triton.operand_order import column_elements, summed_elements
 
 LARGEST_HEAD = 256
 MOST_SPLITS = 128
@@ -61,6 +62,7 @@ def _decode(
     SPLIT: tl.constexpr,
     SHARING: tl.constexpr,
     ROWS: tl.constexpr,
+    REORDER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -83,8 +85,8 @@ def _decode(
         if start >= length:
             return
     row = tl.arange(0, ROWS)
-    element = tl.arange(0, DIM)[None, :]
     query_head = sequence * (KV_HEADS * SHARING) + head * SHARING + row  # [ROWS]
+    element = (summed_elements(DIM) if REORDER else tl.arange(0, DIM))[None, :]
     mine = (row < SHARING)[:, None] & (element < HEAD_DIM)
     queries = tl.load(q + query_head[:, None] * HEAD_DIM + element, mask=mine, other=0)
     total = tl.zeros([ROWS, DIM], tl.float32)
@@ -96,9 +98,11 @@ def _decode(
     for at in range(start, end, BLOCK_N):
         total, largest, weight, pages = attend(
             *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
-            *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+            *(True, REORDER, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     out = mean(total, weight)
+    element = (column_elements(DIM) if REORDER else tl.arange(0, DIM))[None, :]
+    mine = (row < SHARING)[:, None] & (element < HEAD_DIM)
     if SPLIT:
         part = query_head * splits + split
         tl.store(parts + part[:, None] * HEAD_DIM + element, out, mask=mine)
@@ -155,7 +159,7 @@ def split_count(sequences: int, kv_heads: int, blocks: int) -> int:
 def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
     """Block and launch of :func:`_decode`: a block of keys is about 16 KiB, several of which are under way."""
     if INTERPRETING:
-        return Config({"BLOCK_N": 16})
+        return Config({"BLOCK_N": 32})
     device, wide = target(), kv.element_size() == 4
     block = max(16, min(128, 8192 // triton.next_power_of_2(head_dim) // (2 if wide else 1)))
     default = Config({"BLOCK_N": block}, num_warps=4, num_stages=3 if device.cuda and not wide else 2)
@@ -197,6 +201,7 @@ def attention_decode(
         SPLIT=splits > 1,
         SHARING=sharing,
         ROWS=rows,
+        REORDER=kv.dtype == torch.int8 and q.dtype != torch.float32 and not target().name.startswith("gfx"),
         **shape,
         **chosen.options,
     )
