@@ -215,7 +215,7 @@ def test_operands_of_every_op_are_valid() -> None:
     (offered,) = llmcore_backends()
     kernels = tuple(_on_gpu(kernel) for kernel in offered.kernels)
     object.__setattr__(offered, "kernels", kernels)
-    calls = calls_of(offered, Workload(("llama-3.2-1b",), ("BF16",), ("bfloat16",), (Step(2, 2), Step(32, 1)))).places
+    calls = calls_of([offered], Workload(("llama-3.2-1b",), ("BF16",), ("bfloat16",), (Step(2, 2), Step(32, 1)))).places
     seen = set()
     for call in calls:
         if sum(_elements(argument) for argument in call.arguments) > 17_500_000:  # two sequences' pages

@@ -32,13 +32,13 @@ def main() -> int:
 def compile_all(target: str, jobs: int, asked: dict[str, Any]) -> dict[str, Any]:
     """What ``asked`` describes, compiled for ``target``: a list of variants, and what is wrong.
 
-    ``asked``: the ``backend`` (import string of its hook) and the fields of a :class:`Workload`; without ``compile``,
+    ``asked``: the ``backends`` (import string of their hook) and the fields of a :class:`Workload`; without ``compile``,
     launches are recorded only.
     """
-    (backend,) = resolve(asked["backend"])()
+    backends = resolve(asked["backends"])()
     steps = tuple(Step(*step) for step in asked["workload"]["steps"])
     lists = {key: tuple(value) for key, value in asked["workload"].items() if isinstance(value, list)}
-    calls = calls_of(backend, Workload(**{**asked["workload"], **lists, "steps": steps}))
+    calls = calls_of(backends, Workload(**{**asked["workload"], **lists, "steps": steps}))
     with recording(target) as recorder:
         for call, places in calls.places.items():
             recorder.call(call, places)
@@ -50,7 +50,7 @@ def compile_all(target: str, jobs: int, asked: dict[str, Any]) -> dict[str, Any]
         "variants": [_described(each, reading) for each, reading in zip(variants, found, strict=True)],
         "problems": recorder.problems,
         "missing": calls.missing,
-        "uncalled": sorted({kernel.target for kernel in backend.kernels} - called),
+        "uncalled": sorted({kernel.target for backend in backends for kernel in backend.kernels} - called),
     }
 
 

@@ -22,7 +22,7 @@ from llmcore_tools.gpu.verdicts import Compiled
 from llmcore_tools.gpu.workload import Workload
 from llmcore_triton.device import KNOWN
 
-BACKEND = "llmcore_triton.plugin:llmcore_backends"
+BACKENDS = "llmcore_triton.plugin:llmcore_backends"
 TARGETS = Flag("--targets", f"to compile for ({', '.join(KNOWN)}), all by default", "NAME,NAME")
 JOBS = Flag("--jobs", "processes that compile at a time (as many as there are processors by default)", "N")
 WRITE = Flag("--write", "keep the table as a page", "FILE.md")
@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compiled(
-    targets: Sequence[str], workload: Workload, jobs: int, *, backend: str = BACKEND, compile: bool = True
+    targets: Sequence[str], workload: Workload, jobs: int, *, backends: str = BACKENDS, compile: bool = True
 ) -> Found:
     """The workload's kernels, compiled for every target by processes of their own.
 
     Args:
-        backend: import string of the hook that offers it.
+        backends: import string of the hook that offers them.
         compile: False only records what would be compiled.
 
     Raises:
@@ -72,7 +72,7 @@ def compiled(
         triton = version("triton")
     except PackageNotFoundError as error:
         raise GpuToolError("compiling GPU kernels needs Triton", remedy="pip install 'llmcore[gpu]'") from error
-    asked = {"backend": backend, "compile": compile, "workload": asdict(workload)}
+    asked = {"backends": backends, "compile": compile, "workload": asdict(workload)}
     asked["workload"]["steps"] = [(step.tokens, step.seqs) for step in workload.steps]
     answers = [_child(target, asked, jobs) for target in targets]
     return Found(

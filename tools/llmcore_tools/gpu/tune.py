@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     problem = "the interpreter is on" if device.INTERPRETING else device.ready()
     if problem:
         raise NoGpuError(f"configurations are measured on a GPU: {problem}", remedy="unset TRITON_INTERPRET, on a GPU")
-    (backend,) = llmcore_backends()
-    calls = calls_of(backend, options.workload(given)).places
+    calls = calls_of(llmcore_backends(), options.workload(given)).places
     file = Path(given[OUT.name]) if OUT.name in given else configs.TABLES / f"{device.target().name}.json"
     wanted = set(given[KERNELS.name].split(",")) if KERNELS.name in given else None
     tuner = Tuner(Table.read(file), timer(), "cuda", lambda line: print(line, file=sys.stderr))

@@ -119,9 +119,21 @@ class Calls:
             found.append(place)
 
 
-def calls_of(backend: BackendInfo, workload: Workload) -> Calls:
-    """What the steps of ``workload`` call of ``backend`` alone, on a GPU, with and without its fused kernels."""
+def calls_of(backends: Sequence[BackendInfo], workload: Workload) -> Calls:
+    """What the steps of ``workload`` call of each of ``backends`` alone, on a GPU, with and without its fused kernels.
+
+    Ops that the first has no kernel for are missing; what others lack, comes from the first.
+    """
     found = Calls()
+    for i, backend in enumerate(backends):
+        missing = _add_calls(found, backend, workload)
+        found.missing.update({} if i else missing)
+    return found
+
+
+def _add_calls(found: Calls, backend: BackendInfo, workload: Workload) -> dict[str, str]:
+    """Adds what one backend is called for; returns the ops that it has no kernel for, with the reason."""
+    missing: dict[str, str] = {}
     for kv_dtype in workload.kv_dtypes:
         if backend.kv_layouts and kv_dtype not in backend.kv_layouts:
             continue
@@ -131,9 +143,9 @@ def calls_of(backend: BackendInfo, workload: Workload) -> Calls:
             place = f"{model} {form}, {kv_dtype} cache, {step.name}"
             for graph in _graphs(model, form):
                 for variant in (graph, maker.fused(graph)):
-                    for call in maker.calls(variant, found.missing):
+                    for call in maker.calls(variant, missing):
                         found.add(call, place)
-    return found
+    return missing
 
 
 def _registry(backend: BackendInfo, kv_dtype: str) -> Registry:
