@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmcore.registry.operand import aligned
+from llmcore.device.host import aligned
 
 if TYPE_CHECKING:
     from llmcore.weights.tensor import Tensor

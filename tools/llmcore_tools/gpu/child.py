@@ -32,8 +32,8 @@ def main() -> int:
 def compile_all(target: str, jobs: int, asked: dict[str, Any]) -> dict[str, Any]:
     """What ``asked`` describes, compiled for ``target``: a list of variants, and what is wrong.
 
-    ``asked``: the ``backends`` (import string of their hook) and the fields of a :class:`Workload`; without ``compile``,
-    launches are recorded only.
+    ``asked``: the ``backends`` (import string of their hook) and the fields of a :class:`Workload`; without
+    ``compile``, launches are recorded only.
     """
     backends = resolve(asked["backends"])()
     steps = tuple(Step(*step) for step in asked["workload"]["steps"])

@@ -2,7 +2,7 @@
 
 Everything here is part of a step, so nothing may spill. A dot over small types must use matrix instructions, in prefill
 on Hopper those of a whole warp group, as others reach little more than half of its peak. A launch that loads from a
-tensor of a megabyte or more is bound by memory at small batches: most of what it loads from the largest one must come 16
+tensor of a megabyte or more is bound by memory at small batches: most of what it loads from the largest must come 16
 bytes at a time.
 """
 
