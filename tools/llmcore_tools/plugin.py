@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from llmcore.hookspecs import CommandInfo, hookimpl
 
+GPU = "llmcore_tools.gpu"
+
 
 @hookimpl
 def llmcore_commands() -> list[CommandInfo]:
@@ -16,4 +18,11 @@ def llmcore_commands() -> list[CommandInfo]:
             "llmcore_tools.bench.command:main",
             70,
         ),
+        CommandInfo(
+            "gpu-compile",
+            "compile all GPU kernels without a GPU, and say what they are like",
+            f"{GPU}.compile:main",
+            80,
+        ),
+        CommandInfo("gpu-tune", "find the fastest configurations of GPU kernels on this GPU", f"{GPU}.tune:main", 81),
     ]
