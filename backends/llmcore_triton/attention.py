@@ -117,7 +117,7 @@ def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.
     elif device.capability >= 90:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 32 if large else 64}, num_warps=8, num_stages=3)
     elif device.cuda:
-        default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=2)
+        default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=3)
     else:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
     kind = str(kv.dtype).removeprefix("torch.")

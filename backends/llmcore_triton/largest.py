@@ -43,7 +43,7 @@ def largest(logits: torch.Tensor, ids: torch.Tensor, *, n: int) -> None:
     chosen, chunks, _ = chunked("largest", vocab)
     width = triton.next_power_of_2(n)
     listed = chunks * width
-    if n > MOST or listed > LISTED:
+    if n > MOST or listed > LISTED or width > chosen.meta["CHUNK"]:
         known = torch.where(logits.isnan(), float("-inf"), logits)
         ids.copy_(known.sort(dim=-1, descending=True, stable=True).indices[:, :n])
         return

@@ -107,6 +107,13 @@ LINEAR: tuple[KernelInfo, ...] = (
 )
 """Ops that multiply by weights."""
 
+SAMPLING: tuple[KernelInfo, ...] = (
+    *(_kernel(op, "sampling") for op in ("argmax", "softmax", "exp_sum", "sample")),
+    *(_kernel(op, "filters") for op in ("top_k", "top_p", "min_p")),
+    _kernel("largest", "largest"),
+)
+"""From logits to tokens."""
+
 
 def _scaled(module: str, pack: str, layout: tuple[str, int]) -> tuple[KernelInfo, ...]:
     """Linear layers on weights and tokens of 8 bits, which round both: no exact ones."""
@@ -122,13 +129,6 @@ W8A8 = _scaled("w8a8", "pack_int8", ("rows-int8", 1))
 
 FP8 = _scaled("fp8", "pack_fp8", ("rows-fp8", 1))
 """Kernels of the backend ``triton_fp8``."""
-
-SAMPLING: tuple[KernelInfo, ...] = (
-    *(_kernel(op, "sampling") for op in ("argmax", "softmax", "exp_sum", "sample")),
-    *(_kernel(op, "filters") for op in ("top_k", "top_p", "min_p")),
-    _kernel("largest", "largest"),
-)
-"""From logits to tokens."""
 
 
 @hookimpl

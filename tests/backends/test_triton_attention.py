@@ -71,6 +71,7 @@ def _case(batch: Ragged, heads: int, kv_heads: int, head_dim: int) -> Case:
     (
         (Ragged((1, 1), (1, 50), 4), (7, 1, 80)),  # Qwen2.5-7B's sharing; heads padded to 128
         (Ragged((1, 1), (33, 2), 32), (17, 1, 16)),  # more than 16 query heads of a key head; pages of two blocks
+        (Ragged((1, 1), (20, 5), 16), (6, 3, 8)),  # several query heads of each of several key heads
         (Ragged((1,), (40,), 3), (2, 2, 20)),  # neither pages nor scales fit evenly
     ),
     ids=str,
@@ -92,8 +93,9 @@ def test_splits_keep_the_device_busy() -> None:
     assert decode.split_count(1, 1, blocks=1) == 1
     assert decode.split_count(1, 1, blocks=7) == 7
     assert decode.split_count(64, 8, blocks=1000) == 1
-    wanted = decode.PROGRAMS * decode.target().multiprocessors
-    assert decode.split_count(1, 2, blocks=1000) == wanted // 2
+    multiprocessors = decode.target().multiprocessors
+    assert decode.split_count(1, 2, blocks=1000) == decode.PROGRAMS * multiprocessors // 2
+    assert decode.split_count(1, 2, blocks=1000, programs=7) == 7 * multiprocessors // 2
     assert decode.split_count(1, 1, blocks=10**6) <= decode.MOST_SPLITS
 
 
