@@ -129,8 +129,8 @@ def _finish(
             *(NORM, INTERLEAVED, PAIRS, HEAD_DIM, DIM),
         )
         at = (token * heads_of_q + heads[:, None]) * HEAD_DIM + element
-        mine = (heads < heads_of_q)[:, None] & (element < HEAD_DIM)
-        tl.store(q_out + at, queries.to(q_out.dtype.element_ty), mask=mine)
+        here = (heads < heads_of_q)[:, None] & (element < HEAD_DIM)
+        tl.store(q_out + at, queries.to(q_out.dtype.element_ty), mask=here)
 
 
 def qkv_finish(
