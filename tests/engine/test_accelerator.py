@@ -81,7 +81,7 @@ def test_activations_may_be_narrow(load: Callable[..., LLM], tiny_model: MakeTin
     assert llm.runner.registry.kv_dtype == dtype
     assert found.dtype == np.float32
     assert str(llm.runner.outputs["logits"].dtype) == "torch.float32"
-    assert llm.explain().kv_cache.dtype == dtype
+    assert llm.explain().kv_cache.dtype == llm.explain().dtype == dtype
 
 
 def test_hidden_states_come_back(load: Callable[..., LLM], here: LLM) -> None:
