@@ -27,7 +27,7 @@ from llmcore.testing.operands import make_values, random_weight
 from llmcore.weights.formats import FORMATS
 from llmcore.weights.tensor import Tensor
 from llmcore_triton import fp8, w8a8
-from llmcore_triton.classifier import classifier_argmax
+from llmcore_triton.classifier import REDUCE, choose_kernel, classifier_argmax
 from llmcore_triton.linear import linear
 from llmcore_triton.linear_plan import FEW_PACKED, plan
 from llmcore_triton.linear_qkv import project3
@@ -197,6 +197,14 @@ def test_the_lowest_of_equal_logits_is_chosen(tokens: int) -> None:
     weight[202] = 2
     assert _choose(x, weight) == [202] * tokens
     assert _choose(x, weight - 9) == [202] * tokens  # all are negative
+
+
+def test_the_lowest_of_equal_tiles_is_chosen() -> None:
+    """Of more tiles than the second kernel looks at at once."""
+    tiles, ids = 2 * REDUCE + 5, torch.empty(1, dtype=torch.int32)
+    index = torch.arange(10, 10 + tiles, dtype=torch.int32)
+    choose_kernel[(1,)](torch.ones(tiles), index, ids, tiles, BLOCK=REDUCE)
+    assert ids.tolist() == [10]
 
 
 def test_a_token_with_nan_has_no_best() -> None:
