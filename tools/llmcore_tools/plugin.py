@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from llmcore.hookspecs import CommandInfo, hookimpl
 
+GPU = "llmcore_tools.gpu"
+
 
 @hookimpl
 def llmcore_commands() -> list[CommandInfo]:
@@ -15,5 +17,8 @@ def llmcore_commands() -> list[CommandInfo]:
             "measure speed: a model, its ops, a server under load, against llama.cpp",
             "llmcore_tools.bench.command:main",
             70,
+        ),
+        CommandInfo(
+            "gpu-check", "check the GPU backend on this machine's GPU, and measure it", f"{GPU}.check:main", 82
         ),
     ]
