@@ -16,7 +16,8 @@ from llmcore.weights.cachedir import FetchOptions
 from llmcore_sources import pypi
 
 # Nothing above imports triton, numba, torch or the hub's client, which all read these once, when they are imported.
-os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run without a GPU
+if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run without a GPU
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")  # of each pytest worker
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

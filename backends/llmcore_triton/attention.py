@@ -95,12 +95,12 @@ def _attention(
     for at in range(0, whole, BLOCK_N):
         total, largest, weight, pages = attend(
             *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
-            *(False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+            *(False, False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     for at in range(whole, past + tl.minimum(first + TOKENS, count), BLOCK_N):
         total, largest, weight, pages = attend(
             *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
-            *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+            *(True, False, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     out = mean(total, weight).to(y.dtype.element_ty)
     tl.store(y + query_head[:, None] * HEAD_DIM + element, out, mask=here)
@@ -109,7 +109,7 @@ def _attention(
 def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
     """Tiles and launch of :func:`_attention`. In float32 nothing runs on tensor cores, and tiles are small."""
     if INTERPRETING:
-        return Config({"BLOCK_M": 16, "BLOCK_N": 16})
+        return Config({"BLOCK_M": 16, "BLOCK_N": 32})
     device = target()
     large = head_dim > 128
     if dtype == torch.float32:
@@ -117,7 +117,7 @@ def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.
     elif device.capability >= 90:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 32 if large else 64}, num_warps=8, num_stages=3)
     elif device.cuda:
-        default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=2)
+        default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=3)
     else:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
     kind = str(kv.dtype).removeprefix("torch.")

@@ -20,10 +20,11 @@ from llmcore_triton.attention_step import LOG2E, attend, mean
 from llmcore_triton.configs import Config, config
 from llmcore_triton.device import INTERPRETING, target
 from llmcore_triton.kv_pages import load_pages, scales_of, sizes
+from llmcore_triton.operand_order import column_elements, summed_elements
 
 LARGEST_HEAD = 256
 MOST_SPLITS = 128
-PROGRAMS = 4  # for each multiprocessor, in a full grid: sequences are not equally long
+PROGRAMS = 3  # for each multiprocessor: what runs on it at a time, so that all of a grid does
 
 
 def one_each(node: NodeView) -> str | None:
@@ -61,6 +62,7 @@ def _decode(
     SPLIT: tl.constexpr,
     SHARING: tl.constexpr,
     ROWS: tl.constexpr,
+    REORDER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -83,8 +85,8 @@ def _decode(
         if start >= length:
             return
     row = tl.arange(0, ROWS)
-    element = tl.arange(0, DIM)[None, :]
     query_head = sequence * (KV_HEADS * SHARING) + head * SHARING + row  # [ROWS]
+    element = (summed_elements(DIM) if REORDER else tl.arange(0, DIM))[None, :]
     mine = (row < SHARING)[:, None] & (element < HEAD_DIM)
     queries = tl.load(q + query_head[:, None] * HEAD_DIM + element, mask=mine, other=0)
     total = tl.zeros([ROWS, DIM], tl.float32)
@@ -96,9 +98,11 @@ def _decode(
     for at in range(start, end, BLOCK_N):
         total, largest, weight, pages = attend(
             *(queries, total, largest, weight, pages, visible, scale, kv, scales, table, head, at, length),
-            *(True, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
+            *(True, REORDER, BLOCK_N, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES),
         )
     out = mean(total, weight)
+    element = (column_elements(DIM) if REORDER else tl.arange(0, DIM))[None, :]
+    mine = (row < SHARING)[:, None] & (element < HEAD_DIM)
     if SPLIT:
         part = query_head * splits + split
         tl.store(parts + part[:, None] * HEAD_DIM + element, out, mask=mine)
@@ -143,22 +147,27 @@ def _combine(
     tl.store(y + row * HEAD_DIM + element[None, :], out, mask=(element < HEAD_DIM)[None, :])
 
 
-def split_count(sequences: int, kv_heads: int, blocks: int) -> int:
+def split_count(sequences: int, kv_heads: int, blocks: int, programs: int = PROGRAMS) -> int:
     """Programs among which the tokens of one key head are split, where contexts may have ``blocks`` blocks.
 
-    So many that :data:`PROGRAMS` of them fall to each multiprocessor; no more than there are blocks.
+    So many that ``programs`` of the grid's fall to each multiprocessor; no more than there are blocks.
     """
-    wanted = triton.cdiv(PROGRAMS * target().multiprocessors, sequences * kv_heads)
+    wanted = triton.cdiv(programs * target().multiprocessors, sequences * kv_heads)
     return max(1, min(wanted, blocks, MOST_SPLITS))
 
 
 def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
-    """Block and launch of :func:`_decode`: a block of keys is about 16 KiB, several of which are under way."""
+    """Block and launch of :func:`_decode`, and ``PROGRAMS`` for :func:`split_count`.
+
+    A block of floating-point keys is about 16 KiB, and two are under way while one is used.
+    """
     if INTERPRETING:
-        return Config({"BLOCK_N": 16})
-    device, wide = target(), kv.element_size() == 4
-    block = max(16, min(128, 8192 // triton.next_power_of_2(head_dim) // (2 if wide else 1)))
-    default = Config({"BLOCK_N": block}, num_warps=4, num_stages=3 if device.cuda and not wide else 2)
+        return Config({"BLOCK_N": 32, "PROGRAMS": PROGRAMS})
+    dim = max(16, triton.next_power_of_2(head_dim))
+    int8, wide = kv.element_size() == 1, kv.element_size() == 4
+    block = max(16, min(64 if int8 else 128, (4096 if wide else 8192) // dim))
+    stages = 2 if wide or not target().cuda else 4 if int8 and dim <= 64 else 3
+    default = Config({"BLOCK_N": block, "PROGRAMS": PROGRAMS}, num_warps=4, num_stages=stages)
     kind = str(kv.dtype).removeprefix("torch.")
     return config(f"attention_decode_{kind}", (head_dim, sharing), default)
 
@@ -184,8 +193,9 @@ def attention_decode(
     heads = q.shape[1] // head_dim
     sharing = heads // kv_heads
     chosen = decode_config(head_dim, sharing, kv)
-    block = chosen.meta["BLOCK_N"]
-    splits = split_count(sequences, kv_heads, triton.cdiv(width * page_size, block))
+    options = chosen.options
+    block, programs = options["BLOCK_N"], options.pop("PROGRAMS")
+    splits = split_count(sequences, kv_heads, triton.cdiv(width * page_size, block), programs)
     parts = logs = y
     if splits > 1:
         parts = q.new_empty((sequences, heads, splits, head_dim), dtype=torch.float32)
@@ -197,8 +207,9 @@ def attention_decode(
         SPLIT=splits > 1,
         SHARING=sharing,
         ROWS=rows,
+        REORDER=kv.dtype == torch.int8 and q.dtype != torch.float32 and not target().name.startswith("gfx"),
         **shape,
-        **chosen.options,
+        **options,
     )
     if splits > 1:
         _combine[(sequences, heads)](

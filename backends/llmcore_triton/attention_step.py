@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from llmcore_triton.kv_pages import KEY, VALUE, load_heads, load_pages
+from llmcore_triton.operand_order import reorder_columns, reorder_summed
 
 LOG2E = 1.4426950408889634
 
@@ -30,6 +31,7 @@ def attend(
     start,
     end,
     MASKED: tl.constexpr,
+    REORDER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -52,6 +54,7 @@ def attend(
         scale: of scores, times log2(e).
         end: of the sequence's tokens that may be read, beyond ``start``.
         MASKED: some of the block may lie at ``end`` or beyond, or out of a row's sight.
+        REORDER: ``q`` has the elements of ``summed_elements``, ``total`` those of ``column_elements``.
 
     Returns:
         ``total``, ``largest``, ``weight`` and ``pages`` for the next block.
@@ -62,6 +65,8 @@ def attend(
     keys = load_heads(
         kv, scales, pages, places, there, head, KEY, MASKED, HEAD_DIM, DIM, KV_HEADS, HEAD_STRIDE, SCALES
     ).to(q.dtype)  # [BLOCK_N, DIM]
+    if REORDER:
+        keys = reorder_summed(keys)
     scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale  # [rows, BLOCK_N]
     if MASKED:
         scores = tl.where(tokens[None, :] < visible[:, None], scores, float("-inf"))
@@ -72,6 +77,8 @@ def attend(
     values = load_heads(
         kv, scales, pages, places, there, head, VALUE, MASKED, HEAD_DIM, DIM, KV_HEADS, HEAD_STRIDE, SCALES
     ).to(q.dtype)  # [BLOCK_N, DIM]
+    if REORDER:
+        values = reorder_columns(values)
     total = tl.dot(weights.to(q.dtype), values, total * kept[:, None], input_precision="ieee")
     return total, raised, weight, following
 

@@ -13,7 +13,7 @@ REDUCE = 1024  # tiles that the second kernel looks at at once
 NOWHERE = tl.constexpr(0x7FFFFFFF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def classifier_kernel(
     x,
     weight,
@@ -31,11 +31,12 @@ def classifier_kernel(
 ):
     """``best`` and ``index`` [M, tiles]: each tile's largest logit and the lowest row that has it, -1 for NaN."""
     program = tl.program_id(0)
-    rows, tokens = tile_of(program, M, N, BM, BN)
+    rows, tokens = tile_of(program, M, BM, BN)
     logits = product(x, weight, rows, tokens, M, N, K, 0, FORM, BM, BN, BK, SPLIT, EVEN)
     known = (rows < N)[:, None]
-    broken = tl.max((known & (logits != logits)).to(tl.int32), 0)  # [BM]
-    logits = tl.where(known & (logits == logits), logits, float("-inf"))
+    number = logits == logits  # noqa: PLR0124 (not NaN)
+    broken = tl.max((known & ~number).to(tl.int32), 0)  # [BM]
+    logits = tl.where(known & number, logits, float("-inf"))
     largest = tl.max(logits, 0)
     first = tl.min(tl.where(known & (logits == largest[None, :]), rows[:, None], NOWHERE), 0)
     at = tokens.to(tl.int64) * tl.cdiv(N, BN) + program // tl.cdiv(M, BM)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,9 +50,27 @@ KNOWN = {
 """Devices that kernels are compiled for without having one."""
 
 
-@cache
+_pretended: list[Target] = []
+
+
+@contextmanager
+def pretend(name: str) -> Iterator[Target]:
+    """While open, :func:`target` is the known device ``name``: to compile for it where it is not."""
+    _pretended.append(KNOWN[name])
+    try:
+        yield KNOWN[name]
+    finally:
+        _pretended.pop()
+
+
 def target() -> Target:
     """The device that kernels run on now."""
+    return _pretended[-1] if _pretended else _present()
+
+
+@cache
+def _present() -> Target:
+    """The device of this process."""
     if INTERPRETING:
         return INTERPRETER
     import torch

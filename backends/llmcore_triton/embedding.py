@@ -53,21 +53,19 @@ def block_of_32(pointer, i, FORMAT: tl.constexpr):
     """Element ``i`` of the block at ``pointer``, in Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1."""
     d = half(pointer)
     if FORMAT == "Q8_0":
-        return signed(pointer + 2 + i) * d
-    with_minimum: tl.constexpr = FORMAT == "Q4_1" or FORMAT == "Q5_1"  # noqa: PLR1714  # Triton has no `in`
-    five_bits: tl.constexpr = FORMAT == "Q5_0" or FORMAT == "Q5_1"  # noqa: PLR1714
-    if with_minimum:
-        pointer += 4
+        value = signed(pointer + 2 + i) * d
+    elif FORMAT == "Q4_0":
+        value = (field(pointer + 2, i, 16, 4) - 8).to(tl.float32) * d
+    elif FORMAT == "Q4_1":
+        value = field(pointer + 4, i, 16, 4).to(tl.float32) * d + half(pointer + 2)
+    elif FORMAT == "Q5_0":
+        q = field(pointer + 6, i, 16, 4) | field(pointer + 2, i, 1, 1) << 4
+        value = (q - 16).to(tl.float32) * d
     else:
-        pointer += 2
-    q = tl.zeros_like(i)
-    if five_bits:
-        q += field(pointer, i, 1, 1) << 4
-        pointer += 4
-    q += field(pointer, i, 16, 4)
-    if with_minimum:
-        return q.to(tl.float32) * d + half(pointer - (6 if five_bits else 2))
-    return (q - (16 if five_bits else 8)).to(tl.float32) * d
+        tl.static_assert(FORMAT == "Q5_1")
+        q = field(pointer + 8, i, 16, 4) | field(pointer + 4, i, 1, 1) << 4
+        value = q.to(tl.float32) * d + half(pointer + 2)
+    return value
 
 
 @triton.jit
@@ -83,23 +81,25 @@ def six_bits(pointer, s):
 def block_of_256(pointer, i, FORMAT: tl.constexpr):
     """Element ``i`` of the super-block at ``pointer``, in Q2_K to Q6_K."""
     if FORMAT == "Q2_K":
-        q = field(pointer + 16, i, 32, 2).to(tl.float32)
         packed = byte(pointer + i // 16)
-        return half(pointer + 80) * (packed & 15).to(tl.float32) * q - half(pointer + 82) * (packed >> 4).to(tl.float32)
-    if FORMAT == "Q3_K":
+        scale = half(pointer + 80) * (packed & 15).to(tl.float32)
+        value = scale * field(pointer + 16, i, 32, 2).to(tl.float32) - half(pointer + 82) * (packed >> 4).to(tl.float32)
+    elif FORMAT == "Q3_K":
         q = (field(pointer + 32, i, 32, 2) | field(pointer, i, 32, 1) << 2) - 4
         scale = (field(pointer + 96, i // 16, 8, 4) | field(pointer + 104, i // 16, 4, 2) << 4) - 32
-        return half(pointer + 108) * scale.to(tl.float32) * q.to(tl.float32)
-    if FORMAT == "Q6_K":
+        value = half(pointer + 108) * scale.to(tl.float32) * q.to(tl.float32)
+    elif FORMAT == "Q6_K":
         q = (field(pointer, i, 64, 4) | field(pointer + 128, i, 32, 2) << 4) - 32
-        return half(pointer + 208) * signed(pointer + 192 + i // 16) * q.to(tl.float32)
-    tl.static_assert(FORMAT == "Q4_K" or FORMAT == "Q5_K")  # noqa: PLR1714
-    scale, minimum = six_bits(pointer + 4, i // 32)
-    if FORMAT == "Q4_K":
-        q = field(pointer + 16, i, 32, 4)
+        value = half(pointer + 208) * signed(pointer + 192 + i // 16) * q.to(tl.float32)
     else:
-        q = field(pointer + 48, i, 32, 4) | field(pointer + 16, i, 32, 1) << 4
-    return half(pointer) * scale * q.to(tl.float32) - half(pointer + 2) * minimum
+        scale, minimum = six_bits(pointer + 4, i // 32)
+        if FORMAT == "Q4_K":
+            q = field(pointer + 16, i, 32, 4)
+        else:
+            tl.static_assert(FORMAT == "Q5_K")
+            q = field(pointer + 48, i, 32, 4) | field(pointer + 16, i, 32, 1) << 4
+        value = half(pointer) * scale * q.to(tl.float32) - half(pointer + 2) * minimum
+    return value
 
 
 @triton.jit

@@ -4,7 +4,8 @@ The interpreter holds bfloat16 as the uint16 of its bits: sums, comparisons and 
 truncate, and constants of the type cannot be made. Here blocks of bfloat16 are numpy arrays of ``ml_dtypes.bfloat16``,
 whose arithmetic rounds every operation to nearest, ties to even, as GPUs do; what adds up many terms (dot, sum,
 cumulative sum) does it in float32. And ``tl.maximum`` and ``tl.minimum`` take the number where one operand is NaN,
-as they do on a GPU unless told otherwise.
+as they do on a GPU unless told otherwise. And two that are for speed: sorting,
+and calls of one kernel's function by another, are right without them, but take minutes.
 
 :func:`repair` is called when :mod:`llmcore_triton.configs` is imported, thus before any kernel of this package runs.
 """
@@ -40,7 +41,9 @@ def repair() -> None:
     builder.create_dot = _dot(builder.create_dot)
     builder.create_maxnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
     builder.create_minnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
+    interpreter._patch_lang = _Patched(interpreter._patch_lang)
     interpreter.ReduceOps.sum = _summed
+    interpreter.ReduceOps.apply_impl = _reduced(interpreter.ReduceOps.apply_impl)
     interpreter.ScanOps.cumsum = _cumulative
 
 
@@ -82,9 +85,14 @@ def _cast(_builder: Any, source: Handle, kind: Any) -> Handle:
 
 
 def _rounding_cast(original: Callable[..., Handle]) -> Callable[..., Handle]:
-    """A cast of floats with an explicit rounding mode; 8-bit floats are left to the interpreter."""
+    """A cast of floats with an explicit rounding mode; 8-bit floats are left to the interpreter.
+
+    But for float8e4nv made of float32: the interpreter forgets to carry into the exponent, so 127 becomes 64.
+    """
 
     def create_fp_to_fp(self: Any, source: Handle, kind: Any, rounding: Any) -> Handle:
+        if kind.scalar == tl.float8e4nv and source.data.dtype == FLOAT32:
+            return interpreter.TensorHandle(source.data.astype(ml_dtypes.float8_e4m3fn).view(np.uint8), kind.scalar)
         if min(source.dtype.scalar.primitive_bitwidth, kind.scalar.primitive_bitwidth) == 8:
             return original(self, source, kind, rounding)
         if kind.scalar == tl.bfloat16 and rounding == interpreter._ir.ROUNDING_MODE.RTZ:
@@ -125,5 +133,47 @@ def _summed(self: Any, block: Any) -> Any:
     return self.to_tensor(total, block.dtype)
 
 
+def _reduced(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Exclusive or, of which ``tl.sort`` and ``tl.topk`` make much use, is not left to a loop over all elements."""
+
+    def apply_impl(self: Any, blocks: Any) -> Any:
+        if self.combine_fn != tl.standard._xor_combine or self.axis is None:
+            return original(self, blocks)
+        block = blocks[0]
+        total = np.bitwise_xor.reduce(block.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(total, block.dtype)
+
+    return apply_impl
+
+
 def _cumulative(self: Any, block: Any) -> list[Any]:
     return [self.to_tensor(np.cumsum(_wide(block.handle).data, axis=self.axis), dtype=block.dtype)]
+
+
+class _Patched:
+    """The language's functions are replaced once in a launch, not again by every function that a kernel calls."""
+
+    def __init__(self, original: Callable[[Any], Any]) -> None:
+        self.original = original
+        self.done: set[frozenset[int]] = set()  # the modules that are patched, until the launch is over
+
+    def __call__(self, function: Any) -> Any:
+        modules = frozenset(id(value) for value in function.__globals__.values() if value is tl or value is tl.core)
+        if modules in self.done:
+            return interpreter._LangPatchScope()
+        outermost = not self.done
+        scope = self.original(function)
+        self.done.add(modules)
+        return _Outermost(scope, self.done) if outermost else scope
+
+
+class _Outermost:
+    """The scope of a launch; what it restores is to be patched again by the next."""
+
+    def __init__(self, scope: Any, done: set[frozenset[int]]) -> None:
+        self.scope, self.done = scope, done
+
+    def restore(self) -> None:
+        """Ends the launch."""
+        self.scope.restore()
+        self.done.clear()

@@ -114,8 +114,9 @@ def store_heads(
     x,
     kv,
     scales,
-    slot,
+    slots,
     heads,
+    mine,
     SIDE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -124,22 +125,24 @@ def store_heads(
     HEAD_STRIDE: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    """Stores ``x`` (float32 ``[heads, DIM]``, 0 beyond ``HEAD_DIM``) of one token as its ``heads`` in ``slot``."""
-    page = slot.to(tl.int64) // PAGE_SIZE
-    place = slot % PAGE_SIZE
-    index = ((page * 2 + SIDE) * KV_HEADS + heads)[:, None]
+    """Stores row ``i`` of ``x`` as head ``heads[i]`` of the token in ``slots[i]``, where ``mine[i]``.
+
+    ``x`` is float32 ``[rows, DIM]``, 0 beyond ``HEAD_DIM``.
+    """
+    index = (((slots // PAGE_SIZE).to(tl.int64) * 2 + SIDE) * KV_HEADS + heads)[:, None]
+    place = (slots % PAGE_SIZE)[:, None]
     element = tl.arange(0, DIM)[None, :]
     at = kv + index * HEAD_STRIDE + place * HEAD_DIM + element
-    mine = (heads < KV_HEADS)[:, None]
+    here = mine[:, None] & (element < HEAD_DIM)
     if SCALES > 0:
         GROUPS: tl.constexpr = (HEAD_DIM + GROUP - 1) // GROUP
         codes, scale = quantize(x)
         group = tl.arange(0, DIM // GROUP)[None, :]
         to = scales + index * (HEAD_STRIDE // 2) + SCALES // 2 + place * GROUPS + group
-        tl.store(to, scale, mask=mine & (group < GROUPS))
-        tl.store(at, codes, mask=mine & (element < HEAD_DIM))
+        tl.store(to, scale, mask=mine[:, None] & (group < GROUPS))
+        tl.store(at, codes, mask=here)
     else:
-        tl.store(at, x.to(kv.dtype.element_ty), mask=mine & (element < HEAD_DIM))
+        tl.store(at, x.to(kv.dtype.element_ty), mask=here)
 
 
 @triton.jit

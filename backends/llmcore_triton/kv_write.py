@@ -1,4 +1,4 @@
-"""kv_write: one program for each token, all of its heads at once."""
+"""kv_write: heads of tokens are rows, and a program takes some of them, whatever token they belong to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import triton.language as tl
 from llmcore_triton.configs import Config, config
 from llmcore_triton.kv_pages import KEY, VALUE, scales_of, sizes, store_heads
 
+ELEMENTS = 4096  # of a program, keys and values each
+
 
 @triton.jit
 def _write(
@@ -17,7 +19,8 @@ def _write(
     slots,
     kv,
     scales,
-    HEADS: tl.constexpr,
+    tokens,
+    ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -25,17 +28,18 @@ def _write(
     HEAD_STRIDE: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    """``HEADS``: how many heads a program takes; program (token, block of heads)."""
-    token = tl.program_id(0)
-    slot = tl.load(slots + token)
-    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    """Program: ``ROWS`` heads of ``k`` and ``v``, seen as [tokens · KV_HEADS, HEAD_DIM]."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    token, heads = row // KV_HEADS, (row % KV_HEADS).to(tl.int32)
+    mine = token < tokens
+    slot = tl.load(slots + token, mask=mine, other=0)
     element = tl.arange(0, DIM)[None, :]
-    at = token.to(tl.int64) * (KV_HEADS * HEAD_DIM) + heads[:, None] * HEAD_DIM + element
-    here = (heads < KV_HEADS)[:, None] & (element < HEAD_DIM)
+    at = row[:, None] * HEAD_DIM + element
+    here = mine[:, None] & (element < HEAD_DIM)
     keys = tl.load(k + at, mask=here, other=0).to(tl.float32)
+    store_heads(keys, kv, scales, slot, heads, mine, KEY, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES)
     values = tl.load(v + at, mask=here, other=0).to(tl.float32)
-    store_heads(keys, kv, scales, slot, heads, KEY, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES)
-    store_heads(values, kv, scales, slot, heads, VALUE, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES)
+    store_heads(values, kv, scales, slot, heads, mine, VALUE, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES)
 
 
 def kv_write(
@@ -47,7 +51,7 @@ def kv_write(
     if tokens == 0:
         return
     shape = sizes(head_dim, kv_heads, page_size, kv)
-    heads = min(triton.next_power_of_2(kv_heads), max(1, 4096 // shape["DIM"]))
-    chosen = config("kv_write", (kv_heads, head_dim), Config({"HEADS": heads}, num_warps=4))
-    grid = (tokens, triton.cdiv(kv_heads, chosen.meta["HEADS"]))
-    _write[grid](k, v, slots, kv, scales_of(kv), **shape, **chosen.options)
+    rows = max(1, ELEMENTS // shape["DIM"])
+    chosen = config("kv_write", (kv_heads, head_dim), Config({"ROWS": rows}, num_warps=4))
+    grid = (triton.cdiv(tokens * kv_heads, chosen.meta["ROWS"]),)
+    _write[grid](k, v, slots, kv, scales_of(kv), tokens, **shape, **chosen.options)

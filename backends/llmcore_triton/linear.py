@@ -13,7 +13,7 @@ from llmcore_triton.packed_rows import dequantized
 FINISH = 256  # elements of a program that adds parts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def linear_kernel(
     x,
     weight,
@@ -32,13 +32,13 @@ def linear_kernel(
     EVEN: tl.constexpr,
 ):
     """``y`` [M, N] = ``residual`` + ``x`` [M, K] @ ``weight`` [N, K].T + ``bias``; one tile and part a program."""
-    rows, tokens = tile_of(tl.program_id(0), M, N, BM, BN)
+    rows, tokens = tile_of(tl.program_id(0), M, BM, BN)
     part = tl.program_id(1)
     acc = product(x, weight, rows, tokens, M, N, K, part, FORM, BM, BN, BK, SPLIT, EVEN)
     store_tile(acc, bias, residual, y, partial, rows, tokens, M, N, part, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def finish_kernel(bias, residual, y, partial, M, N, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """Adds the parts that :func:`linear_kernel` made."""
     finish_tile(tl.program_id(0), bias, residual, y, partial, M, N, SPLIT, BLOCK)

@@ -19,7 +19,7 @@ def gated(gate, up):
     return gate * tl.sigmoid(gate) * up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def gate_up_kernel(
     x,
     gate,
@@ -37,7 +37,7 @@ def gate_up_kernel(
     EVEN: tl.constexpr,
 ):
     """``y`` [M, N]; a program makes the same tile of both projections. ``GATE``, ``UP``: the weights' forms."""
-    rows, tokens = tile_of(tl.program_id(0), M, N, BM, BN)
+    rows, tokens = tile_of(tl.program_id(0), M, BM, BN)
     gates = product(x, gate, rows, tokens, M, N, K, 0, GATE, BM, BN, BK, SPLIT, EVEN)
     ups = product(x, up, rows, tokens, M, N, K, 0, UP, BM, BN, BK, SPLIT, EVEN)
     at = tokens.to(tl.int64)[None, :] * N + rows[:, None]

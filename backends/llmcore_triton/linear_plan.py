@@ -79,9 +79,9 @@ def _plan(form: int, bits: int, tokens: int, rows: int, columns: int, split: boo
     if block == 1:
         chosen = config(f"gemv-{kind}", (rows, columns), _gemv(bits, rows, columns, sides))
     else:
-        chosen = config(f"dot-{kind}", (block, rows, columns), _dot(form, bits, block, rows, sides))
+        chosen = config(f"dot-{kind}", (block, rows, columns), _dot(form, bits, block, rows))
     inner = chosen.meta["BK"]
-    parts = _parts(-(-rows // chosen.meta["BN"]), -(-columns // inner), 2 if block > 1 else 1) if split else 1
+    parts = parts_of(-(-rows // chosen.meta["BN"]), -(-columns // inner), 2 if block > 1 else 1) if split else 1
     return Plan(form, block, chosen, parts, columns % (inner * parts) == 0)
 
 
@@ -96,18 +96,18 @@ def _gemv(bits: int, rows: int, columns: int, sides: int) -> Config:
     return Config({"BN": outer, "BK": inner}, num_warps=4, num_stages=1)
 
 
-def _dot(form: int, bits: int, tokens: int, rows: int, sides: int) -> Config:
+def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
     """64 rows are what Hopper's matrix units take at once; other devices take 16, and do as well with tiles of 64."""
     outer = 64
     while outer > 16 and rows < target().multiprocessors * outer // 4:
         outer //= 2
-    inner = DOT_BYTES * 8 // (64 * bits)  # packed: 64 rows of 512 columns of 4 bits would take all registers
-    inner = min(inner, 256 if bits == 4 else 128)
-    stages = 4 if target().shared > 100_000 else 2
-    return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 16 else 2, num_stages=stages if not form else 2)
+    most = 256 if bits == 4 and tokens < 64 else 128  # what is unpacked lies in registers
+    inner = min(DOT_BYTES * 8 // (64 * bits), most)
+    stages = 4 if target().shared > 100_000 and not form else 2
+    return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 16 else 2, num_stages=stages)
 
 
-def _parts(tiles: int, blocks: int, each: int) -> int:
+def parts_of(tiles: int, blocks: int, each: int) -> int:
     """Parts of the columns: so that there are nearly ``each`` programs a multiprocessor, of two tiles at least."""
     parts = 1
     while tiles * parts * 5 < 4 * each * target().multiprocessors and blocks >= 4 * parts and parts < 16:

@@ -31,12 +31,12 @@ def project_tile(
     EVEN: tl.constexpr,
 ):
     """A tile of one of the projections."""
-    rows, tokens = tile_of(program, M, N, BM, BN)
+    rows, tokens = tile_of(program, M, BM, BN)
     acc = product(x, weight, rows, tokens, M, N, K, part, FORM, BM, BN, BK, SPLIT, EVEN)
     store_tile(acc, bias, None, y, partial, rows, tokens, M, N, part, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def project3_kernel(
     x,
     wq,
@@ -72,8 +72,8 @@ def project3_kernel(
     keys = partial
     values = partial
     if SPLIT > 1:
-        keys += SPLIT * M.to(tl.int64) * D
-        values = keys + SPLIT * M.to(tl.int64) * G
+        keys += SPLIT * tl.cast(M, tl.int64) * D
+        values = keys + SPLIT * tl.cast(M, tl.int64) * G
     if program < of_q:
         project_tile(program, part, x, wq, bq, q, partial, M, D, K, FQ, BM, BN, BK, SPLIT, EVEN)
     elif program < of_q + of_k:
@@ -82,18 +82,18 @@ def project3_kernel(
         project_tile(program - of_q - of_k, part, x, wv, bv, v, values, M, G, K, FV, BM, BN, BK, SPLIT, EVEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # it changes from step to step
 def finish3_kernel(bq, bk, bv, q, k, v, partial, M, D, G, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """Adds the parts that :func:`project3_kernel` made."""
     program = tl.program_id(0)
     of_q, of_k = tl.cdiv(M * D, BLOCK), tl.cdiv(M * G, BLOCK)
-    keys = partial + SPLIT * M.to(tl.int64) * D
+    keys = partial + SPLIT * tl.cast(M, tl.int64) * D
     if program < of_q:
         finish_tile(program, bq, None, q, partial, M, D, SPLIT, BLOCK)
     elif program < of_q + of_k:
         finish_tile(program - of_q, bk, None, k, keys, M, G, SPLIT, BLOCK)
     else:
-        values = keys + SPLIT * M.to(tl.int64) * G
+        values = keys + SPLIT * tl.cast(M, tl.int64) * G
         finish_tile(program - of_q - of_k, bv, None, v, values, M, G, SPLIT, BLOCK)
 
 

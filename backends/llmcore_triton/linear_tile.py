@@ -1,8 +1,8 @@
 """Device functions of all linear kernels: which part of the product a program makes, and the making of it.
 
-A program multiplies ``BN`` rows of a weight with ``BM`` tokens over one of ``SPLIT`` parts of the columns. A single token
-(``BM`` = 1) is multiplied in registers: every weight is loaded once, 16 bytes a thread, and sums stay apart until the
-end. More tokens go through the matrix units, the weight as the left operand: its rows are the wide side, and so few
+A program multiplies ``BN`` rows of a weight with ``BM`` tokens over one of ``SPLIT`` parts of the columns. A single
+token (``BM`` = 1) is multiplied in registers: every weight is loaded once, 16 bytes a thread, and sums stay apart until
+the end. More tokens go through the matrix units, the weight as the left operand: its rows are the wide side, and so few
 tokens would leave most of the units idle there. Tile sizes and splits: :mod:`llmcore_triton.linear_plan`.
 """
 
@@ -63,7 +63,7 @@ def dense_dot(
 
 
 @triton.jit
-def tile_of(program, M, N, BM: tl.constexpr, BN: tl.constexpr):
+def tile_of(program, M, BM: tl.constexpr, BN: tl.constexpr):
     """Which rows and tokens program ``program`` of a matrix has: int32 [BN] and [BM], which may be beyond the last.
 
     Programs that share rows are neighbours: the second finds them in the cache.
@@ -93,23 +93,21 @@ def product(
 
     ``FORM``: of a packed weight, 0 for floats; ``EVEN``: parts are whole tiles.
     """
-    count = N.to(tl.int64)
+    count = tl.cast(N, tl.int64)
     rows = tl.where(rows < N, rows, 0).to(tl.int64)
     tokens = tl.where(tokens < M, tokens, 0).to(tl.int64)
     length = tl.cdiv(tl.cdiv(K, BK), SPLIT) * BK
     begin = part * length
     end = tl.minimum(begin + length, K)
-    if BM == 1:
-        if FORM:
-            acc = packed_gemv(x, weight, count, rows, K, begin, end, FORM, BN, BK)
-        else:
-            acc = dense_gemv(x, weight, rows, K, begin, end, BN, BK, EVEN)
-        return acc[:, None]
+    if BM == 1 and FORM != 0:
+        acc = packed_gemv(x, weight, count, rows, K, begin, end, FORM, BN, BK)[:, None]
+    elif BM == 1:
+        acc = dense_gemv(x, weight, rows, K, begin, end, BN, BK, EVEN)[:, None]
+    elif FORM != 0:
+        acc = packed_dot(x, weight, count, rows, tokens, K, begin, end, FORM, BM, BN, BK)
     else:
-        if FORM:
-            return packed_dot(x, weight, count, rows, tokens, K, begin, end, FORM, BM, BN, BK)
-        else:
-            return dense_dot(x, weight, rows, tokens, K, begin, end, BM, BN, BK, EVEN)
+        acc = dense_dot(x, weight, rows, tokens, K, begin, end, BM, BN, BK, EVEN)
+    return acc
 
 
 @triton.jit
@@ -155,7 +153,7 @@ def finish_tile(
     BLOCK: tl.constexpr,
 ):
     """Adds the parts of elements ``program * BLOCK`` …, always in the same order, and writes them to ``y``."""
-    size = M.to(tl.int64) * N
+    size = tl.cast(M, tl.int64) * N
     at = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     known = at < size
     total = tl.zeros([BLOCK], tl.float32)

@@ -24,7 +24,7 @@ def magic_of(columns):
 
     as two constants, mask and magic would be an instruction each; with one of them in a register both are one.
     """
-    return 0x4B000000 | (columns >> 31)
+    return 0x4B000000 + (columns >> 31)
 
 
 @triton.jit

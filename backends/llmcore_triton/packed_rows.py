@@ -21,7 +21,7 @@ def dequantize_kernel(weight, y, N, K, FORM: tl.constexpr, BN: tl.constexpr, BK:
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     unit = tl.program_id(1) * (BK // UNIT) + tl.arange(0, BK // UNIT)
     known = unit < K // UNIT
-    count, rows = N.to(tl.int64), tl.where(row < N, row, 0).to(tl.int64)
+    count, rows = tl.cast(N, tl.int64), tl.where(row < N, row, 0).to(tl.int64)
     magic = magic_of(K)
     words = codes_at(weight, rows, unit, known, K, FORM)
     column = unit[:, None] * UNIT + tl.arange(0, WORDS)[None, :]

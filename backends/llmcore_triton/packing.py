@@ -190,7 +190,7 @@ PARTS: dict[str, Callable[[Bytes], tuple[Array, ...]]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
 }
-"""Weight format → blocks to codes [n, block], and then scales, minima, small scales, small minima as the form has them."""
+"""Weight format → blocks to codes [n, block]; then scales, minima, small scales, small minima, as the form has them."""
 
 
 def dense_f16(tensor: Tensor) -> Array:

@@ -107,20 +107,54 @@ LINEAR: tuple[KernelInfo, ...] = (
 )
 """Ops that multiply by weights."""
 
-SAMPLING: tuple[KernelInfo, ...] = ()
+SAMPLING: tuple[KernelInfo, ...] = (
+    *(_kernel(op, "sampling") for op in ("argmax", "softmax", "exp_sum", "sample")),
+    *(_kernel(op, "filters") for op in ("top_k", "top_p", "min_p")),
+    _kernel("largest", "largest"),
+)
 """From logits to tokens."""
+
+
+def _scaled(module: str, pack: str, layout: tuple[str, int]) -> tuple[KernelInfo, ...]:
+    """Linear layers on weights and tokens of 8 bits, which round both: no exact ones."""
+    formats = ("BF16", "F16", "F32", "Q8_0")
+    return tuple(
+        _kernel(op, module, formats=formats, pack=f"quantized_packing:{pack}", layout=layout, exact=False)
+        for op in ("linear", "linear_add")
+    )
+
+
+W8A8 = _scaled("w8a8", "pack_int8", ("rows-int8", 1))
+"""Kernels of the backend ``triton_w8a8``."""
+
+FP8 = _scaled("fp8", "pack_fp8", ("rows-fp8", 1))
+"""Kernels of the backend ``triton_fp8``."""
 
 
 @hookimpl
 def llmcore_backends() -> list[BackendInfo]:
-    """The one backend of this package."""
+    """What is exact in one backend; what rounds weights and tokens to 8 bits in two that are asked for by name.
+
+    They have linear layers only: ``backend.order=[triton_w8a8,triton,torch]`` takes all else from the first.
+    """
+    requires, ready = ("torch", "triton"), "llmcore_triton.device:ready"
     return [
         BackendInfo(
             "triton",
             "GPU: kernels written in Triton, for CUDA and ROCm",
             (*ROWS, *CACHE, *LINEAR, *SAMPLING),
             kv_layouts=KV_LAYOUTS,
-            requires=("torch", "triton"),
-            ready="llmcore_triton.device:ready",
-        )
+            requires=requires,
+            ready=ready,
+        ),
+        BackendInfo(
+            "triton_w8a8", "GPU: linear layers on int8 weights and tokens", W8A8, requires=requires, ready=ready
+        ),
+        BackendInfo(
+            "triton_fp8",
+            "GPU: linear layers on float8 weights and tokens",
+            FP8,
+            requires=requires,
+            ready="llmcore_triton.fp8:ready",
+        ),
     ]

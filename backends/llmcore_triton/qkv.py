@@ -107,17 +107,21 @@ def _finish(
     BLOCKS: tl.constexpr = (KV_HEADS + HEADS - 1) // HEADS
     element = tl.arange(0, DIM)[None, :]
     if block < 2 * BLOCKS:
-        slot = tl.load(slots + token)
         heads = block % BLOCKS * HEADS + tl.arange(0, HEADS)
+        slot, mine = tl.load(slots + token) + tl.zeros([HEADS], tl.int32), heads < KV_HEADS
         if block < BLOCKS:
             keys = turn(
                 *(k, token * k_stride, heads, tl.load(positions + token), nk, cos, sin, KV_HEADS, eps),
                 *(NORM, INTERLEAVED, PAIRS, HEAD_DIM, DIM),
             )
-            store_heads(keys, kv, scales, slot, heads, KEY, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES)
+            store_heads(
+                keys, kv, scales, slot, heads, mine, KEY, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES
+            )
         else:
             values = load_tile(v, token * v_stride, heads, element, KV_HEADS, HEAD_DIM)
-            store_heads(values, kv, scales, slot, heads, VALUE, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES)
+            store_heads(
+                values, kv, scales, slot, heads, mine, VALUE, HEAD_DIM, DIM, KV_HEADS, PAGE_SIZE, HEAD_STRIDE, SCALES
+            )
     else:
         heads = (block - 2 * BLOCKS) * HEADS + tl.arange(0, HEADS)
         queries = turn(

@@ -60,7 +60,7 @@ def rope(
         return
     wide = triton.next_power_of_2(head_dim)
     block = min(max(1, BLOCK // wide), triton.next_power_of_2(heads))
-    chosen = config("rope", (tokens, heads, head_dim), Config({"HEADS": block}, num_warps=warps(block * wide)))
+    chosen = config("rope", (tokens, heads, head_dim), Config({"HEADS": block}, num_warps=warps(block * wide, each=16)))
     rest = head_dim - 2 * pairs
     _rope[(tokens, triton.cdiv(heads, chosen.meta["HEADS"]))](
         x, positions, cos, sin, y, heads,

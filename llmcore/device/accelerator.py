@@ -30,10 +30,15 @@ class Accelerator:
     captures = True
 
     def __init__(self, device: str) -> None:
-        """``device``: ``cuda``, ``cuda:1``; ``cpu`` for one that is played by the CPU."""
+        """``device``: ``cuda``, ``cuda:1``; ``cpu`` for one that is played by the CPU.
+
+        Raises:
+            RuntimeError, AssertionError: torch's, where it has no such device.
+        """
         found = torch.device(device)
-        if found.type == "cuda" and found.index is None:
-            found = torch.device("cuda", torch.cuda.current_device())
+        if found.type == "cuda":
+            found = torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+            torch.cuda.get_device_properties(found)
         self.device = found
         self.kind = found.type
         self.name = str(found)

@@ -243,7 +243,7 @@ class Engine:
 
         A sequence that ``step`` turns out to end has a token too many then, which nobody looks at.
         """
-        if not step.followed:
+        if step.tokens is None:
             return None
         for request, _, _ in step.plan:
             live = self.live.get(request.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llmcore.device import HOST
 from llmcore.engine.batch import Work
@@ -23,20 +24,22 @@ class Launched:
     Attributes:
         results: waits for its tokens, one for each sequence whose end it reaches, below 0 where logits hold NaN; and
             their log-probabilities, where a request asks for them.
-        followed: whether the next step may begin before they are known.
+        tokens: the same on the accelerator that made them, where the next step may begin before they are known here.
+        drawn: whether the sampler chose them.
     """
 
     plan: list[Scheduled]
     results: Callable[[], Results]
-    followed: bool = False
+    tokens: Any = None
+    drawn: bool = False
 
 
 @dataclass
 class Launcher:
     """Begins steps.
 
-    On an accelerator a greedy step chooses its tokens there, and leaves them where the next step finds them: that one
-    begins before the host has seen them, so the device never waits for the host.
+    On an accelerator a step whose tokens depend on logits and draws alone leaves them where the next step finds them:
+    that one begins before the host has seen them, so the device never waits for the host.
     """
 
     runner: Runner
@@ -47,15 +50,16 @@ class Launcher:
         """Begins the step that ``plan`` describes."""
         work: list[Work] = []
         ending: list[Request] = []
-        plain = True
+        plain = free = True
         for request, new, complete in plan:
             start = request.computed
             work.append((request.tokens[start : start + new], start, request.pages, (new - 1,) if complete else ()))
             if complete:
                 ending.append(request)
                 plain = plain and request.params.plain
-        if plain and self.runner.place.device is not HOST:
-            return self._greedy(plan, work, follows=False)
+                free = free and request.params.free
+        if free and ending and self.runner.place.device is not HOST:
+            return self._follow(plan, work, ending, drawn=not plain)
         results = (self.runner.greedy(work), None) if plain else self._chosen(work, ending)
         return Launched(plan, lambda: results)
 
@@ -63,14 +67,22 @@ class Launcher:
         """Begins the step of ``plan``, one token for each sequence of ``step``, whose tokens nobody has seen yet."""
         starts = [request.computed + new for request, new, _ in step.plan]
         work: list[Work] = [((0,), start, plan[i][0].pages, (0,)) for i, start in enumerate(starts)]
-        return self._greedy(plan, work, follows=True)
+        requests = [request for request, _, _ in plan]
+        return self._follow(plan, work, requests, drawn=step.drawn, follows=step.tokens)
 
-    def _greedy(self, plan: list[Scheduled], work: list[Work], *, follows: bool) -> Launched:
-        arriving = self.runner.start(work, follows=follows)
-        return Launched(plan, lambda: (arriving(), None), followed=True)
+    def _follow(
+        self, plan: list[Scheduled], work: list[Work], ending: list[Request], *, drawn: bool, follows: Any = None
+    ) -> Launched:
+        """Begins a step that others may follow."""
+        if not drawn:
+            arriving, tokens = self.runner.start(work, follows=follows), self.runner.outputs["ids"]
+        else:
+            self.runner.run(work, follows=follows)
+            arriving, tokens = self.sampler.start(ending, unseen=follows is not None), self.sampler.tokens
+        return Launched(plan, lambda: (arriving(), None), tokens, drawn)
 
     def _chosen(self, work: list[Work], ending: list[Request]) -> Results:
-        """Tokens that depend on more than the largest logit."""
+        """Tokens that depend on more."""
         self.runner.run(work)
         wanted = any(request.params.logprobs is not None for request in ending)
         reading = self.logprobs.read(ending) if wanted else None

@@ -182,12 +182,16 @@ class Runner:
         self.compiler.fuse(graph, bounds)
         return graph
 
-    def run(self, batch: Sequence[Work], head: str = "logits") -> Any:
+    def run(self, batch: Sequence[Work], head: str = "logits", *, follows: Any = None) -> Any:
         """Computes ``batch``; returns what ``head`` says of the wanted rows, on the device, valid until the next run.
 
         ``logits`` float32 ``[rows, vocab]``, greedy ``ids`` int32 ``[rows]``, or ``hidden`` states ``[rows, hidden]``.
+
+        Args:
+            follows: on an accelerator, an array of its that has every sequence's one token, int32 ``[sequences]`` or
+                longer: chosen by the step before, and not seen by the host. Those in ``batch`` do not count then.
         """
-        rows = self._run(batch, head)
+        rows = self._run(batch, head, follows)
         return self.outputs[head][:rows]
 
     def fetch(self, batch: Sequence[Work], head: str = "logits") -> Array:
@@ -200,28 +204,23 @@ class Runner:
             return self.start(batch)()
         return self._ids[: self._run(batch, "ids")].tolist()
 
-    def start(self, batch: Sequence[Work], *, follows: bool = False) -> Callable[[], list[int]]:
+    def start(self, batch: Sequence[Work], *, follows: Any = None) -> Callable[[], list[int]]:
         """Sets out for the most probable next token of every row of ``batch``; what it returns waits for them.
 
-        An accelerator computes meanwhile, and two steps may be under way.
-
-        Args:
-            follows: every sequence's token is the one that the same row of the step before has chosen, which the host
-                need not know: those in ``batch`` do not count.
+        An accelerator computes meanwhile, and two steps may be under way. ``follows`` as for :meth:`run`.
         """
-        rows = self._run(batch, "ids", follows=follows)
-        arriving = self._reader(rows)
+        arriving = self._reader(self._run(batch, "ids", follows))
         return lambda: arriving().tolist()
 
-    def _run(self, batch: Sequence[Work], head: str, *, follows: bool = False) -> int:
+    def _run(self, batch: Sequence[Work], head: str, follows: Any = None) -> int:
         if self._ids is None:
-            return self._run_there(batch, head, follows=follows)
+            return self._run_there(batch, head, follows)
         tokens, rows = self._writer.fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.program(head, tokens).run()
         return rows
 
-    def _run_there(self, batch: Sequence[Work], head: str, *, follows: bool) -> int:
+    def _run_there(self, batch: Sequence[Work], head: str, follows: Any) -> int:
         """The same on an accelerator: what the host has written is sent, and decode steps are filled up and replayed.
 
         A step is filled up with sequences of one token in a page that belongs to nobody.
@@ -234,9 +233,8 @@ class Runner:
         tokens, rows = self._writer.fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.inputs.send()
-        if follows:  # a row without a token, -1, has none that could be looked up
-            ids = self.outputs["ids"][:sequences]
-            self.inputs.there["token_ids"][:sequences].copy_(ids.clamp(min=0))
+        if follows is not None:  # a row without a token, -1, has none that could be looked up
+            self.inputs.there["token_ids"][:sequences].copy_(follows[:sequences].clamp(min=0))
         self.program(head, tokens, one_each=one_each).run()
         return sequences if one_each else rows
 

@@ -50,12 +50,16 @@ def sampling_graph(vocab: int, draw: Draw | None) -> Graph:
 
 
 def _inputs(vocab: int) -> dict[str, Any]:
-    per_row = dict.fromkeys(("temperature", "top_p", "min_p", "u"), ((R,), "f32"))
-    return {"logits": ((R, vocab), "f32"), "top_k": ((R,), "i32"), **per_row}
+    floats = dict.fromkeys(("temperature", "top_p", "min_p", "u"), ((R,), "f32"))
+    return {"logits": ((R, vocab), "f32"), **dict.fromkeys(("top_k", "greedy"), ((R,), "i32")), **floats}
 
 
 class Sampler:
-    """Chooses the next token of every row of a step, where the model left its logits."""
+    """Chooses the next token of every row of a step, where the model left its logits.
+
+    Attributes:
+        tokens: on an accelerator, what :meth:`start` has chosen.
+    """
 
     def __init__(self, logits: Any, registry: Registry, pool: Callable[[], WorkerPool], place: Place = HERE) -> None:
         """A sampler of ``logits``, ``[rows, vocab]`` float32 for the largest step; programs are made when needed."""
@@ -67,6 +71,8 @@ class Sampler:
         memory = Memory(WeightStore({}), {}, self.outputs)
         self.compiler = Compiler(registry, memory, self.inputs, pool, place)
         self.programs: dict[Draw | None, Program] = {}
+        self.tokens = place.device.zeros((self.rows,), "int32")
+        self._reader = place.device.reader(self.tokens)
         self._written: list[Request] = []  # whose parameters the inputs hold
         self._draw: Draw | None = None  # what these ask for
 
@@ -79,23 +85,46 @@ class Sampler:
         for row, request in enumerate(requests):
             if request.params.penalised or request.rules is not None:
                 self._change(row, request)
+        self._run(requests)
+        count = len(requests)
+        best: list[int] = self.outputs["best"][:count].tolist()
+        if self._draw is None:
+            return best
+        ids = self.outputs["ids"][:count].tolist()
+        return [b if b < 0 or r.params.greedy else drawn for b, drawn, r in zip(best, ids, requests, strict=True)]
+
+    def start(self, requests: Sequence[Request], *, unseen: int = 0) -> Callable[[], list[int]]:
+        """Sets out for the tokens of requests without penalties and rules, on an accelerator; it returns who waits.
+
+        Args:
+            unseen: tokens that each request has got and nobody has seen yet.
+        """
+        self._run(requests, unseen)
+        count = len(requests)
+        best, chosen = self.outputs["best"][:count], self.tokens[:count]
+        if self._draw is None:
+            chosen.copy_(best)
+        else:
+            undrawn = (self.inputs.there["greedy"][:count] > 0) | (best < 0)
+            chosen.copy_(best.where(undrawn, self.outputs["ids"][:count]))
+        arriving = self._reader(count)
+        return lambda: arriving().tolist()
+
+    def _run(self, requests: Sequence[Request], unseen: int = 0) -> None:
+        """Runs the program that their parameters ask for."""
         count = len(requests)
         self.inputs.settle()
         if requests != self._written:
             self._write(requests)
         if self._draw is not None:
             drawn = (
-                0.0 if request.params.greedy else uniform(request.seed, request.generated_count) for request in requests
+                0.0 if request.params.greedy else uniform(request.seed, request.generated_count + unseen)
+                for request in requests
             )
             self.inputs.arrays["u"][:count] = [*drawn]
         self.inputs.set_sizes(0, 0, count)
         self.inputs.send()
         self.program(self._draw).run()
-        best: list[int] = self.outputs["best"][:count].tolist()
-        if self._draw is None:
-            return best
-        ids = self.outputs["ids"][:count].tolist()
-        return [b if b < 0 or r.params.greedy else drawn for b, drawn, r in zip(best, ids, requests, strict=True)]
 
     def _change(self, row: int, request: Request) -> None:
         """Applies a request's penalties and rules to its row, which an accelerator gives to the host for that."""
@@ -112,6 +141,7 @@ class Sampler:
         arrays, count = self.inputs.arrays, len(requests)
         self._written = []  # should an interrupt come
         params = [request.params for request in requests]
+        arrays["greedy"][:count] = [p.greedy for p in params]
         arrays["temperature"][:count] = [1.0 if p.greedy else p.temperature for p in params]
         arrays["top_k"][:count] = [min(p.top_k, self.vocab) for p in params]
         arrays["top_p"][:count] = [p.top_p for p in params]

@@ -152,7 +152,12 @@ class SamplingParams:
     @cached_property
     def plain(self) -> bool:
         """Whether the most probable token is all that is wanted."""
-        return self.greedy and not self.penalised and not self.ruled and self.logprobs is None
+        return self.greedy and self.free
+
+    @cached_property
+    def free(self) -> bool:
+        """Whether a token depends on the model's logits and a draw alone, and nothing but the token is wanted."""
+        return not self.penalised and not self.ruled and self.logprobs is None
 
 
 def _whole(value: Any, low: int, high: float = math.inf) -> bool:

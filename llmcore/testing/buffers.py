@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from llmcore.device import Device
 from llmcore.device.host import aligned
 from llmcore.native import SCRATCH_BYTES
 from llmcore.testing.fences import ENCLOSURES, Fence, forbid, mapping
@@ -90,6 +92,15 @@ class Guarded:
     def address(self) -> int:
         """Where the array begins; numpy says something else of an empty one."""
         return int(self._block.ctypes.data) + self._start
+
+    def lend(self, device: Device) -> tuple[Any, Callable[[], None]]:
+        """The array on ``device``, guards around it; and what brings all of it back."""
+        block = device.put(self._block)
+
+        def back() -> None:
+            self._block[...] = device.fetch(block)
+
+        return device.view(block, self._start, self.array.shape, self.array.dtype.name), back
 
     def release(self) -> Guarded:
         """The same memory, to be overwritten: an output that takes over an input."""

@@ -12,6 +12,7 @@ from itertools import cycle, product
 
 from llmcore import ops
 from llmcore.cache.layout import KV_DTYPES
+from llmcore.device import HOST, Device
 from llmcore.errors import PluginError
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.ops import Case, OpSpec, tolerances
@@ -34,7 +35,7 @@ SEVERAL_PRODUCTS = 3.0  # that meet: where one has its error, another may be at 
 
 @dataclass(frozen=True)
 class Check:
-    """One kernel on one case, with weights of one assignment of formats."""
+    """One kernel on one case, with weights of one assignment of formats, on one device."""
 
     backend: BackendInfo
     kernel: KernelInfo
@@ -42,6 +43,7 @@ class Check:
     formats: tuple[tuple[str, str], ...]
     dtype: str
     kv_dtype: str = "float32"
+    device: Device = HOST
 
     @property
     def id(self) -> str:
@@ -54,9 +56,13 @@ class Check:
         where = f"{self.kernel.op}.{self.kernel.abi}"
         return " ".join(filter(None, (where, kind, cache, weights, sizes, attrs, *self.case.present, self.case.note)))
 
-    def unsupported(self) -> str:
-        """Why the kernel does not take this case, by its own word; empty where it does."""
-        return unsupported(self.kernel, self.backend, self.case, dict(self.formats), self.dtype, self.kv_dtype)
+    def unsupported(self, device: str = "") -> str:
+        """Why the kernel does not take this case, by its own word; empty where it does.
+
+        ``device``: the kind of another device to ask for.
+        """
+        kind = device or self.device.kind
+        return unsupported(self.kernel, self.backend, self.case, dict(self.formats), self.dtype, self.kv_dtype, kind)
 
     def run(self, machine: Machine | None = None, *, batch_invariance: bool = False) -> None:
         """Runs it under every setting; raises :class:`KernelMismatch`."""
@@ -67,6 +73,7 @@ class Check:
             formats=dict(self.formats),
             dtype=self.dtype,
             kv_dtype=self.kv_dtype,
+            device=self.device,
             machine=machine,
             batch_invariance=batch_invariance,
         )
@@ -83,7 +90,7 @@ def kernels(backend: BackendInfo, names: Sequence[str] = ()) -> list[KernelInfo]
     return [kernel for kernel in backend.kernels if not names or kernel.op in names]
 
 
-def checks(backend: BackendInfo, kernel: KernelInfo) -> Iterator[Check]:
+def checks(backend: BackendInfo, kernel: KernelInfo, device: Device = HOST) -> Iterator[Check]:
     """Everything to be checked of one kernel of ``backend``: dtypes × types of the KV cache × formats × cases."""
     spec = ops.get(kernel.op)
     kv_dtypes = kernel.kv_dtypes if kernel.group == "kv" else ("float32",)
@@ -91,7 +98,7 @@ def checks(backend: BackendInfo, kernel: KernelInfo) -> Iterator[Check]:
         for formats in _assignments(spec, kernel):
             for case in spec.cases() if spec.cases else ():
                 if fits(spec, case, formats):
-                    yield Check(backend, kernel, case, tuple(formats.items()), dtype, kv_dtype)
+                    yield Check(backend, kernel, case, tuple(formats.items()), dtype, kv_dtype, device)
 
 
 def _assignments(spec: OpSpec, kernel: KernelInfo) -> Iterator[Formats]:
@@ -134,20 +141,28 @@ def declaration_errors(kernel: KernelInfo, backend: BackendInfo) -> list[str]:
         except PluginError as error:
             errors.append(error.message)
     if not errors:
-        refusals = [check.unsupported() for check in checks(backend, kernel)]
+        where = "cpu" if "cpu" in kernel.devices else kernel.devices[0]
+        refusals = [check.unsupported(where) for check in checks(backend, kernel)]
         if all(refusals):
             errors.append(f"takes no case of {spec.name}: {'; '.join(dict.fromkeys(refusals)) or 'there is none'}")
     return errors
 
 
 def unsupported(
-    kernel: KernelInfo, backend: BackendInfo, case: Case, formats: Formats, dtype: str, kv_dtype: str = "float32"
+    kernel: KernelInfo,
+    backend: BackendInfo,
+    case: Case,
+    formats: Formats,
+    dtype: str,
+    kv_dtype: str = "float32",
+    device: str = "cpu",
 ) -> str:
     """Why the registry would not bind ``kernel`` to a node of this case; empty where it would."""
     node = NodeView(
         kernel.op,
         "",
-        dtype=dtype,
+        device,
+        dtype,
         dims=case.dims,
         formats=formats,
         attrs=case.attrs,
@@ -182,6 +197,7 @@ def run_case(
     formats: Formats | None = None,
     dtype: str = "float32",
     kv_dtype: str = "float32",
+    device: Device = HOST,
     machine: Machine | None = None,
     batch_invariance: bool = False,
     seed: int = 0,
@@ -192,6 +208,7 @@ def run_case(
         backend: whose kernel it is; its other kernels are used to fill or read a KV cache.
         formats: weight parameter → format, for the weights declared ``any``.
         kv_dtype: of the KV cache.
+        device: where operands lie.
         machine: keeps worker pools from one case to the next.
         batch_invariance: also ask that a row's bits do not depend on the other rows, nor on the number of threads.
 
@@ -200,7 +217,7 @@ def run_case(
     """
     spec = ops.get(kernel.op)
     values = make_values(spec, case, formats or {}, dtype, seed)
-    for setting in settings(spec, kernel, Setting(machine or Machine(), dtype, kv_dtype)):
+    for setting in settings(spec, kernel, Setting(machine or Machine(), dtype, kv_dtype, device=device)):
         check_values(kernel, backend, case, values, setting, batch_invariance=batch_invariance)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmcore import ops
+from llmcore.device import HOST, Device
 from llmcore.device.host import as_torch
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.native.code import loader
@@ -73,6 +74,7 @@ class Setting:
         inplace: (output, input) that share memory.
         wide: outputs of type ``act`` are float32, whatever activations are.
         fence: the side of every buffer on which a forbidden page begins; ``only``: of this one buffer.
+        device: where the operands of kernels that take torch tensors lie.
     """
 
     machine: Machine
@@ -85,6 +87,7 @@ class Setting:
     wide: bool = False
     fence: Fence = ""
     only: str = ""
+    device: Device = HOST
 
     def fence_of(self, name: str) -> Fence:
         """The side of buffer ``name`` on which there is a forbidden page."""
@@ -101,6 +104,8 @@ class Setting:
             parts.append("{} in the memory of {}".format(*self.inplace))
         if self.wide:
             parts.append("outputs in float32")
+        if self.device is not HOST:
+            parts.append(f"on {self.device.name}")
         if self.fence:
             parts.append(f"a forbidden page right {self.fence} {self.only or 'every buffer'}")
         return ", ".join(parts)
@@ -142,7 +147,7 @@ def execute(
             if space is not None:
                 space.check()
         else:
-            resolve(kernel.target)(*(_view(kernel, operands.get(param.name)) for param in spec.params), **attrs)
+            _call(kernel, [operands.get(param.name) for param in spec.params], attrs, setting.device)
     except KernelMismatch:
         raise
     except Exception as error:
@@ -195,16 +200,28 @@ def _workspace(
         return None
     formats = {name: tensor.format.name for name, tensor in values.stored.items()}
     present = frozenset(values.arrays) | frozenset(values.stored)
-    node = NodeView(kernel.op, "", dtype=setting.dtype, dims=dims, formats=formats, attrs=attrs, present=present)
+    node = NodeView(
+        kernel.op, "", setting.device.kind, setting.dtype, dims=dims, formats=formats, attrs=attrs, present=present
+    )
     size = resolve(kernel.workspace)(node)
     fence = setting.fence_of("workspace")
     return Guarded.output("workspace", (size,), np.dtype(np.int8), skewed=setting.skewed, fence=fence)
 
 
-def _view(kernel: KernelInfo, operand: Guarded | None) -> Any:
-    if operand is None:
-        return None
-    return as_torch(operand.array) if kernel.view == "torch" else operand.array
+def _call(kernel: KernelInfo, operands: Sequence[Guarded | None], attrs: Mapping[str, Any], device: Device) -> None:
+    """Calls a Python kernel on operands where ``device`` has them; memory that two share there too is one."""
+    lent = {operand: operand.lend(device) for operand in operands if operand is not None and device is not HOST}
+
+    def view(operand: Guarded | None) -> Any:
+        if operand is None:
+            return None
+        if operand in lent:
+            return lent[operand][0]
+        return as_torch(operand.array) if kernel.view == "torch" else operand.array
+
+    resolve(kernel.target)(*map(view, operands), **attrs)
+    for _, back in lent.values():
+        back()
 
 
 def _operand_table(

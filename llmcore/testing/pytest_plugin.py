@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+    from llmcore.device import Device
     from llmcore.hookspecs import BackendInfo, KernelInfo
 
 KIT = "llmcore.testing"
@@ -22,6 +23,7 @@ def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Non
         return
     group = parser.getgroup("llmcore", "llmcore's conformance kit")
     group.addoption("--backend", action="append", default=[], help="check this backend's kernels (repeatable)")
+    group.addoption("--device", default="cpu", help="where operands lie: cpu, cuda, cuda:1")
     group.addoption("--op", action="append", default=[], help="only the kernels of this op (repeatable)")
     group.addoption(
         "--batch-invariance", action="store_true", help="also: a row's bits must not depend on the other rows"
@@ -35,12 +37,29 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuses names that do not exist before anything is collected."""
     if hasattr(config.option, "batch_invariance"):
         selected(config)
+        device_named(config.option.device)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves random calls out where nobody asks for any."""
     if getattr(config.option, "random_calls", None) == 0:
         items[:] = [item for item in items if getattr(item, "originalname", "") != "test_random_calls"]
+
+
+def device_named(name: str) -> Device:
+    """Where operands are to lie; raises ``pytest.UsageError`` for a device that torch does not see."""
+    import pytest
+
+    from llmcore.device import HOST
+
+    if name == "cpu":
+        return HOST
+    from llmcore.device.accelerator import Accelerator
+
+    try:
+        return Accelerator(name)
+    except (RuntimeError, AssertionError) as error:
+        raise pytest.UsageError(f"--device {name}: {error}") from error
 
 
 def selected(config: pytest.Config) -> list[tuple[BackendInfo, KernelInfo]]:

@@ -98,7 +98,7 @@ class Cache:
         attrs: Mapping[str, Any],
     ) -> dict[str, Array]:
         if kernel is None:
-            node = NodeView(op, "", dtype=self.setting.dtype, dims=dims, attrs=attrs)
+            node = NodeView(op, "", self.setting.device.kind, self.setting.dtype, dims=dims, attrs=attrs)
             exact = tuple(kernel for kernel in self.backend.kernels if kernel.exact)
             kernel, why = why_not(self.backend, exact, node, self.setting.kv_dtype)
             if kernel is None:

@@ -9,7 +9,7 @@ from llmcore.testing.buffers import KernelMismatch, KernelRaised
 from llmcore.testing.conformance import Check, checks, declaration_errors
 from llmcore.testing.fuzz import RandomCalls
 from llmcore.testing.invoke import Machine
-from llmcore.testing.pytest_plugin import selected
+from llmcore.testing.pytest_plugin import device_named, selected
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -19,7 +19,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("name", metafunc.config.option.backend)
         return
     if "check" in metafunc.fixturenames:
-        every = [check for backend, kernel in found for check in checks(backend, kernel)]
+        device = device_named(metafunc.config.option.device)
+        every = [check for backend, kernel in found for check in checks(backend, kernel, device)]
         metafunc.parametrize("check", every, ids=[check.id for check in every])
     else:
         ids = [f"{kernel.op} {kernel.target}" for _, kernel in found]

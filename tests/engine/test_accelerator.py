@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from helpers.accelerator import NAME, on_accelerator
+from helpers.accelerator import on_accelerator
 from helpers.tiny import TinyModel
 from llmcore import LLM, EngineSettings, SamplingParams
 from llmcore.engine.sizes import recorded_sizes
@@ -25,7 +26,7 @@ PARAMS = [
     SamplingParams(**LONG, repetition_penalty=1.3, presence_penalty=0.4, logit_bias={3: 2.5}, logprobs=3),
     SamplingParams(**LONG, logprobs=5, temperature=1.1, seed=1),
 ]
-EXACT = NAME == "cpu"  # the same kernels on the same device
+DRAWN = SamplingParams(**LONG, temperature=0.9, top_k=40, seed=5)
 
 
 @pytest.fixture
@@ -152,14 +153,14 @@ def test_a_step_begins_before_the_last_one_is_seen(load: Callable[..., LLM], her
     ]
     engine = there.engine
     begun: list[bool] = []
-    start = there.runner.start
 
-    def watched(batch, *, follows=False):
-        begun.append(follows)
-        return start(batch, follows=follows)
+    def watched(batch: Any, head: str, follows: Any = None) -> int:
+        begun.append(follows is not None)
+        return run(batch, head, follows)
 
-    there.runner.start = watched  # type: ignore[method-assign]
-    for params in (SamplingParams(**LONG), *ends):
+    run = there.runner._run
+    there.runner._run = watched  # type: ignore[method-assign]
+    for params in (SamplingParams(**LONG), DRAWN, [SamplingParams(**LONG), DRAWN] * 6, *ends):
         begun.clear()
         found = there.generate(PROMPTS * 3, params)  # more than run at a time
         wanted = here.generate(PROMPTS * 3, params)
@@ -167,9 +168,13 @@ def test_a_step_begins_before_the_last_one_is_seen(load: Callable[..., LLM], her
         engine.verify()
         assert engine.scheduler.pool.free == there.runner.sizes.pages
         assert any(begun) and not all(begun)
+    for params in (SamplingParams(**LONG), DRAWN):
+        begun.clear()
+        there.generate([PROMPTS[0]], params)
+        assert begun == [False] + 8 * [True]  # the prompt's step, and then one for each further token
     begun.clear()
-    there.generate(PROMPTS[0], SamplingParams(**LONG))
-    assert begun == [False] + 8 * [True]  # the prompt's step, and then one for each further token
+    there.generate([PROMPTS[0]], replace(DRAWN, presence_penalty=0.5))
+    assert begun == 9 * [False]  # what penalties make of logits depends on tokens that must be known
 
 
 def test_a_sequence_that_leaves_while_its_next_token_is_computed(load: Callable[..., LLM], here: LLM) -> None:

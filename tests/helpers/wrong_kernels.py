@@ -179,3 +179,21 @@ def classifier_second_best(x: Array, weight: Array, ids: Array) -> None:
 
 def classifier_outside(x: Array, weight: Array, ids: Array) -> None:
     ids[...] = len(weight)
+
+
+def torch_add(a: Any, b: Any, y: Any) -> None:
+    y.copy_(a + b)
+
+
+def torch_add_clobbers(a: Any, b: Any, y: Any) -> None:
+    y.copy_(a.add_(b))
+
+
+def torch_add_past_the_end(a: Any, b: Any, y: Any) -> None:
+    y.copy_(a + b)
+    y.as_strided((1,), (1,), y.storage_offset() + y.numel()).zero_()
+
+
+def torch_add_before_the_start(a: Any, b: Any, y: Any) -> None:
+    y.copy_(a + b)
+    y.as_strided((1,), (1,), y.storage_offset() - 1).zero_()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.accelerator import accelerator
 from llmcore import ops
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.testing.buffers import KernelMismatch, KernelRaised
@@ -141,6 +142,30 @@ def test_wrong_kernels_are_caught(kernel: KernelInfo, says: str, machine: Machin
 def test_wrong_caches_are_caught(op: str, name: str, says: str, machine: Machine) -> None:
     said = complaint(*over_torch_pages(op, name), machine)
     assert re.search(says, said), said
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("torch_add", ""),
+        ("torch_add_clobbers", r"a: was changed, though the op only reads it"),
+        ("torch_add_past_the_end", r"y: 4 bytes outside it were overwritten, first 0 bytes past its end"),
+        ("torch_add_before_the_start", r"y: 4 bytes outside it were overwritten, first 4 bytes before its start"),
+    ],
+)
+def test_operands_and_their_guards_go_to_a_device_and_back(name: str, says: str, machine: Machine) -> None:
+    device = accelerator()
+    kernel = mine("add", name, view="torch", devices=("cpu", "cuda"))
+    said = ""
+    for check in checks(backend(kernel), kernel, device):
+        assert not check.unsupported()
+        try:
+            check.run(machine)
+        except KernelMismatch as error:
+            said = str(error)
+            break
+    assert bool(said) == bool(says) and re.search(says, said), said
+    assert not said or f"on {device.name}" in said
 
 
 def test_a_kernel_that_raises_keeps_its_traceback(machine: Machine) -> None:

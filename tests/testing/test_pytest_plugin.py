@@ -31,6 +31,7 @@ def test_kernels_of_an_op_are_checked(tmp_path: Path) -> None:
     [
         ((), "name a backend: --backend "),
         (("--backend", "trch"), "there is no backend 'trch'\n  → did you mean 'torch'?"),
+        (("--backend", "torch", "--device", "cuda:99"), "--device cuda:99: "),
         (("--backend", "torch", "--op", "rmsnorm"), "there is no op 'rmsnorm'\n  → did you mean 'rms_norm'"),
     ],
 )

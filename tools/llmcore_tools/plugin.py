@@ -19,6 +19,13 @@ def llmcore_commands() -> list[CommandInfo]:
             70,
         ),
         CommandInfo(
+            "gpu-compile",
+            "compile all GPU kernels without a GPU, and say what they are like",
+            f"{GPU}.compile:main",
+            80,
+        ),
+        CommandInfo("gpu-tune", "find the fastest configurations of GPU kernels on this GPU", f"{GPU}.tune:main", 81),
+        CommandInfo(
             "gpu-check", "check the GPU backend on this machine's GPU, and measure it", f"{GPU}.check:main", 82
         ),
     ]

@@ -6,9 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
+from llmcore.device import HOST, Device
 from llmcore.device.accelerator import Accelerator
 from llmcore.errors import LlmcoreError
 from llmcore.hookspecs import BackendInfo
@@ -98,11 +100,11 @@ def jobs_of(rehearse: bool) -> Iterator[Job]:
     yield from (Job(key) for key in sorted(found, key=lambda key: -sizes[key]))
 
 
-def checks_of(key: tuple[Any, ...], rehearse: bool) -> list[Check]:
+def checks_of(key: tuple[Any, ...], rehearse: bool, device: Device = HOST) -> list[Check]:
     """The checks of a job, in an order that is always the same; in a rehearsal some of them."""
     name, index, dtype = key
     backend: BackendInfo = plugins().backend(name)
-    every = (check for check in checks(backend, backend.kernels[index]) if check.dtype == dtype)
+    every = (check for check in checks(backend, backend.kernels[index], device) if check.dtype == dtype)
     return list(islice(every, REHEARSED_CHECKS) if rehearse else every)
 
 
@@ -122,8 +124,8 @@ class Checker:
             if errors:
                 raise LlmcoreError("; ".join(errors))
         machine = Machine()
-        for check in checks_of(job.key, self.rehearse)[job.start :]:
-            yield check.id, lambda check=check: one(check, machine, device)  # type: ignore[misc]
+        for check in checks_of(job.key, self.rehearse, device)[job.start :]:
+            yield check.id, partial(one, check, machine, device)
 
 
 def one(check: Check, machine: Machine, device: Accelerator) -> tuple[str, str]:
@@ -132,19 +134,19 @@ def one(check: Check, machine: Machine, device: Accelerator) -> tuple[str, str]:
     if reason:
         return "skipped", reason
     try:
-        check.run(machine, device=device)
+        check.run(machine)
         return "ok", ""
     except KernelMismatch as error:
         message = str(error)
     try:
-        device.free_memory()  # the first call that asks the device anything raises if its context is lost
-        _settle(device)
+        settle(device)
     except RuntimeError as error:
         raise Poisoned(f"{message}; then {type(error).__name__}: {error}") from error
     return "wrong", message
 
 
-def _settle(device: Accelerator) -> None:
+def settle(device: Accelerator) -> None:
+    """Waits for the device; raises ``RuntimeError`` where its context is lost."""
     if device.asynchronous:
         import torch
 
