@@ -65,6 +65,11 @@ class Context:
         return Accelerator("cpu" if self.rehearse else "cuda")
 
     @property
+    def ops(self) -> dict[str, str]:
+        """Ops that another backend runs: in a rehearsal the products, which take the interpreter longest."""
+        return {"linear": "torch"} if self.rehearse else {}
+
+    @property
     def part(self) -> Path:
         """The file of what has been found so far."""
         return part_file(self.out, self.stage)

@@ -79,16 +79,11 @@ class Crew:
                 for pipe in wait([m.pipe for m in self._members if m.job], timeout=0.5):
                     member = next(m for m in self._members if m.pipe is pipe)
                     self._hear(member, waiting, tell)
-            return [self._rest(member, tell) for member in self._members if member.job] + list(waiting)
+            return [_rest(member) for member in self._members if member.job] + list(waiting)
         finally:
             for member in self._members:
                 member.process.kill()
                 member.process.join()
-
-    def _rest(self, member: _Member, tell: Callable[[Step], None]) -> Job:
-        """The job that a member could not end. A step that hung is behind it."""
-        assert member.job is not None
-        return replace(member.job, start=member.step[0]) if member.step else member.job
 
     def _member(self) -> _Member:
         context = multiprocessing.get_context("fork")
@@ -132,12 +127,18 @@ class Crew:
             number, name = member.step
             tell(Step(rest.key, name, "wrong", f"its process ended with exit code {member.process.exitcode}"))
             rest = replace(rest, start=number + 1)
-        elif not member.process.exitcode == POISONED:
+        elif member.process.exitcode != POISONED:
             tell(Step(rest.key, "", "wrong", f"its process ended with exit code {member.process.exitcode}"))
             rest = replace(rest, start=rest.start + 1)  # whatever it was, it is not tried for ever
         self._members[self._members.index(member)] = new = self._member()
         waiting.appendleft(rest)
         self._give(new, waiting)
+
+
+def _rest(member: _Member) -> Job:
+    """What a member has left of its job; the step that it is at has not ended."""
+    assert member.job is not None
+    return member.job
 
 
 POISONED = 70  # exit code of a process that asks to be replaced

@@ -1,4 +1,4 @@
-"""Stage ``environment``: what the run was made on, and what it allows. The floors of all other stages come from here."""
+"""Stage ``environment``: what the run was made on, and what it allows: the floors of all other stages."""
 
 from __future__ import annotations
 

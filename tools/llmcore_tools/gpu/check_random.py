@@ -54,7 +54,7 @@ class NoText(Tokenizer):
     def id_of(self, token: str) -> int | None:
         """No token has a name."""
 
-    def _encode_text(self, text: str, *, first: bool) -> list[int]:
+    def _encode_text(self, text: str, *, first: bool) -> list[int]:  # noqa: ARG002 - nothing stands before any
         return [ord(letter) % self.vocab_size for letter in text]
 
     def _parse(self, text: str) -> list[int]:
@@ -75,23 +75,23 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return dict(model_graph(spec_of(config), Sizes(1, 1, 1, 16, 16, 1)).weights)
 
 
-def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+def is_matrix(shape: tuple[int, ...]) -> bool:
     """Whether a tensor is stored in the model's format; norms and biases are float32."""
     return len(shape) == 2
 
 
 def alike(config: Mapping[str, Any], form: str, seed: int = 0) -> Checkpoint:
-    """A model to be timed: all matrices are the same random numbers, valid blocks of ``form``, in one piece of memory."""
+    """A model to be timed: all matrices view one block of random numbers of ``form``."""
     rng, wanted = np.random.default_rng(seed), tensor_format(form)
     shapes = shapes_of(config)
-    largest = max(math.prod(shape) for name, shape in shapes.items() if is_matrix(name, shape))
+    largest = max(math.prod(shape) for shape in shapes.values() if is_matrix(shape))
     count = min(TILE, largest) // wanted.block
     tile = _encoded(rng.standard_normal((count, wanted.block)).astype(np.float32) * SPREAD, wanted)
     block = np.resize(tile, wanted.nbytes(-(-largest // wanted.block) * wanted.block))
 
     def tensors() -> Iterator[Tensor]:
         for name, shape in shapes.items():
-            if is_matrix(name, shape):
+            if is_matrix(shape):
                 yield stored(name, shape, wanted, block[: wanted.nbytes(math.prod(shape))])
             else:
                 yield _vector(name, shape, rng)
@@ -108,7 +108,7 @@ def distinct(config: Mapping[str, Any], form: str, seed: int = 0) -> Checkpoint:
 
     def tensors() -> Iterator[Tensor]:
         for name, shape in shapes_of(config).items():
-            if not is_matrix(name, shape):
+            if not is_matrix(shape):
                 yield _vector(name, shape, rng)
                 continue
             near_text = "embed_tokens" in name or name.startswith("lm_head")
@@ -185,6 +185,7 @@ class Loaded:
     """A model that answers, by token ids alone."""
 
     checkpoint: Checkpoint
+    spec: ModelSpec
     runner: Runner
     engine: Engine
 
@@ -227,7 +228,7 @@ def load(
     tensors = claim(checkpoint, graph.weights, (*IGNORABLE, *tied))
     store = SharedWeights if shared else WeightStore
     runner = Runner(graph, sizes, spec.vocab_size, store(tensors, device=place.device), registry, _no_pool, place)
-    return Loaded(checkpoint, runner, Engine(runner, NoText(spec.vocab_size), (), prefix_cache=False))
+    return Loaded(checkpoint, spec, runner, Engine(runner, NoText(spec.vocab_size), (), prefix_cache=False))
 
 
 def _no_pool() -> Any:

@@ -1,4 +1,4 @@
-"""What a run of ``llmcore gpu-check`` has found: ``report.json`` and ``report.md``, made of what its stages have left."""
+"""``report.json`` and ``report.md``: what a run of ``llmcore gpu-check`` has found, of what its stages have left."""
 
 from __future__ import annotations
 

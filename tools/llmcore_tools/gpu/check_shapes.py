@@ -8,7 +8,9 @@ from typing import Any
 Config = Mapping[str, Any]
 
 
-def _model(kind: str, layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], vocab: int, **more: Any) -> Config:
+def _model(
+    kind: str, layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], vocab: int, **more: Any
+) -> Config:
     """``heads``: of queries, of keys, and their size."""
     return {
         "model_type": kind,
@@ -56,13 +58,15 @@ TINY: Mapping[str, Config] = {
         *("llama", 2, 64, 96, (4, 2, 16), 280),
         **_TOY,
         tie_word_embeddings=True,
-        **_rope(1e4, "llama3", low_freq_factor=1.0, high_freq_factor=4.0, factor=8.0, original_max_position_embeddings=64),
+        **_rope(
+            1e4, "llama3", low_freq_factor=1.0, high_freq_factor=4.0, factor=8.0, original_max_position_embeddings=64
+        ),
     ),
     "llama, a key head for each query head": _model("llama", 2, 64, 96, (4, 4, 16), 280, **_TOY, **_rope(1e4)),
     "qwen2, biases": _model("qwen2", 2, 64, 96, (4, 2, 16), 280, **_TOY, **_rope(1e6)),
     "qwen3, normed heads": _model("qwen3", 2, 64, 96, (4, 2, 32), 280, **_TOY, **_rope(1e6)),
 }
-"""One for each way in which the families differ. Sizes are small, yet each differs from those that it could be taken for."""
+"""One for each way in which the families differ. Each size differs from those that it could be taken for."""
 
 TOY: Config = _model("llama", 1, 32, 64, (2, 1, 16), 96, **_TOY, **_rope(1e4))
 """What a rehearsal takes in place of a published model."""

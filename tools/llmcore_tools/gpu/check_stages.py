@@ -66,9 +66,7 @@ def pending(out: Path, stages: Sequence[Stage], rehearse: bool) -> list[Stage]:
     return [s for s in stages if (found := left[s.name]) is None or found["rehearsal"] != rehearse]
 
 
-def run_all(
-    out: Path, stages: Sequence[Stage], budget: float, rehearse: bool, say: Callable[[str], None]
-) -> list[str]:
+def run_all(out: Path, stages: Sequence[Stage], budget: float, rehearse: bool, say: Callable[[str], None]) -> list[str]:
     """Runs ``stages`` one after the other; returns the names of those for which no time was left."""
     end = time.monotonic() + budget
     missed = []

@@ -21,7 +21,7 @@ BLOCK, STEPS = 4096, 8  # elements that a program of _read takes at a time, and 
 
 
 def seconds(device: Accelerator, call: Call, *, repeats: int = 7, inner: int = 1, warm: int = 2) -> Series:
-    """Seconds that a ``call`` takes on the device, ``inner`` of them in a row for each sample, by the device's clock."""
+    """Seconds that a ``call`` takes on the device, by its own clock; a sample is ``inner`` of them in a row."""
     for _ in range(warm):
         call()
     return Series(tuple(_sample(device, call, inner) / inner for _ in range(repeats)))
