@@ -92,8 +92,8 @@ def measure(context: Context, shape: Shape, read: float) -> None:
         "µs": 1e6 * taken,
         "floor µs": 1e6 * floor,
         "GB/s": nbytes / taken / 1e9,
-        "share": floor / taken,
-        "goal": GOAL,
+        "% of floor": 100 * floor / taken,
+        "goal %": 100 * GOAL,
     }
     context.add(Finding(str(shape), context.judged(floor / taken, GOAL), values))
 

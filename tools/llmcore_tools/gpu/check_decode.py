@@ -60,7 +60,9 @@ def measure(
     tokens = 8 if context.rehearse else 4096
     sizes = sizes_for(tokens=tokens, seqs=most, rows=most, context=longest, buckets=() if context.rehearse else (64,))
     checkpoint = alike(config, form)
-    model = load(checkpoint, Place(context.device, "bfloat16"), sizes, shared=True, ops=context.ops)
+    batches = [each.batch for each in loads]
+    place = Place(context.device, "bfloat16")
+    model = load(checkpoint, place, sizes, shared=True, ops=context.ops, batches=batches)
     for each in loads:
         step_s, depth = engine_step_s(model, each)
         nbytes = read_bytes(checkpoint) + each.batch * depth * token_bytes(model)
@@ -72,9 +74,9 @@ def measure(
             "floor tok/s": each.batch / floor_s,
             "ms/step": 1e3 * step_s,
             "ms/replay": 1e3 * replay_s,
-            "share": floor_s / step_s,
-            "goal": goal,
-            "share of replay": floor_s / replay_s,
+            "% of floor": 100 * floor_s / step_s,
+            "goal %": 100 * goal,
+            "% replayed": 100 * floor_s / replay_s,
         }
         verdict = context.judged(floor_s / step_s, goal)
         context.add(Finding(f"{name}, {form}, batch {each.batch}, {depth:.0f} tokens", verdict, values))

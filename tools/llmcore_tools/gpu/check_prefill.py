@@ -50,8 +50,8 @@ def measure(context: Context, name: str, config: Mapping[str, Any], peak: float)
         "ms": 1e3 * taken,
         "Tera/s": wanted / taken / 1e12,
         "peak Tera/s": peak,
-        "share": share,
-        "goal": GOAL,
+        "% of peak": 100 * share,
+        "goal %": 100 * GOAL,
     }
     context.add(Finding(f"{name}, BF16, {tokens} tokens", context.judged(share, GOAL), values))
 

@@ -181,6 +181,21 @@ class SharedWeights(WeightStore):
 
 
 @dataclass
+class MeasuredRunner(Runner):
+    """A runner that records steps of those sizes only that are measured; others are recorded when they first come.
+
+    Each takes seconds where a kernel has to be compiled for it.
+    """
+
+    measured: Sequence[int] = ()
+
+    def warm_up(self) -> None:
+        """Runs a step of each size that is measured, over the page that belongs to nobody."""
+        for count in self.measured:
+            self._run([([0], 0, [self._spare], (0,)) for _ in range(count)], "ids")
+
+
+@dataclass
 class Loaded:
     """A model that answers, by token ids alone."""
 
@@ -219,15 +234,23 @@ def load(
     *,
     shared: bool = False,
     ops: Mapping[str, str] | None = None,
+    batches: Sequence[int] = (),
 ) -> Loaded:
-    """Binds a checkpoint to the GPU's kernels; ``shared``: it was made by :func:`alike`; ``ops``: op → its backend."""
+    """Binds a checkpoint to the GPU's kernels.
+
+    Args:
+        shared: it was made by :func:`alike`.
+        ops: op → the backend that is to run it.
+        batches: the decode steps to be recorded at once; all of them if empty.
+    """
     spec = spec_of(checkpoint.config)
     registry = Registry(plugins(), Preference(BACKENDS, dict(ops or {}), kv_dtype="auto"))
     graph = model_graph(spec, sizes)
     tied = (r"lm_head\.weight",) if spec.tied else ()
     tensors = claim(checkpoint, graph.weights, (*IGNORABLE, *tied))
     store = SharedWeights if shared else WeightStore
-    runner = Runner(graph, sizes, spec.vocab_size, store(tensors, device=place.device), registry, _no_pool, place)
+    parts = graph, sizes, spec.vocab_size, store(tensors, device=place.device), registry, _no_pool, place
+    runner = MeasuredRunner(*parts, measured=batches) if batches else Runner(*parts)
     return Loaded(checkpoint, spec, runner, Engine(runner, NoText(spec.vocab_size), (), prefix_cache=False))
 
 

@@ -19,7 +19,7 @@ INTRODUCTION = """\
 
 What `llmcore gpu-check` found on one machine. A line *holds* if it is right and, where a goal stands beside it, reaches
 it; *short* is right but slower than its goal; *wrong* is wrong. Floors are what this machine allows: bytes over the
-bandwidth, operations over the matrix peak, both measured in the same run. Shares are of the floor."""
+bandwidth, operations over the matrix peak, both measured in the same run."""
 REHEARSED = """\
 
 

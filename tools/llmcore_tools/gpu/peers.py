@@ -68,7 +68,7 @@ def compare(context: Context, name: str, config: Mapping[str, Any], asked: Asked
     theirs = made(config, device.device)
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], (max(asked.batches), asked.prompt)).tolist()
     with saved(theirs) as folder, open_checkpoint(folder) as checkpoint:
-        ours = load(checkpoint, Place(device, "bfloat16"), sizes_of(asked), ops=context.ops)
+        ours = load(checkpoint, Place(device, "bfloat16"), sizes_of(asked), ops=context.ops, batches=asked.batches)
         compare_logits(context, name, theirs, ours, asked.scored, config["vocab_size"])
         for batch in asked.batches:
             what = f"{name}, batch {batch}"
