@@ -207,6 +207,18 @@ def test_an_error_of_a_step_under_way_ends_its_requests_alone(load: Callable[...
     there.engine.verify()
 
 
+def test_a_step_may_have_more_tokens_than_a_sequence(load: Callable[..., LLM], here: LLM) -> None:
+    """The largest step, by which memory is measured, is then one of several sequences; the last may be short."""
+    small = replace(SETTINGS, max_context=26, max_batch_tokens=60)
+    there = load(settings=small)
+    ran = [len(ids) for ids, *_ in there.runner._largest()]
+    assert ran == [26, 26, 8]
+    assert [len(ids) for ids, *_ in load(settings=replace(small, max_seqs=1)).runner._largest()] == [26]
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    found, wanted = there.generate(PROMPTS, params), here.generate(PROMPTS, params)
+    assert [a.token_ids for a in found] == [a.token_ids for a in wanted]
+
+
 def test_weights_are_copied_once_and_not_kept(load: Callable[..., LLM]) -> None:
     """What the host has packed is let go: kernels of all programs read one copy."""
     import torch
