@@ -139,7 +139,11 @@ def test_what_can_be_recorded_is(load: Callable[..., LLM], here: LLM, monkeypatc
     programs = {id(p): p for (_, _, one_each), p in llm.runner.programs.items() if one_each}
     kinds = [segment.kind for program in programs.values() for segment in program.segments]
     assert kinds[:3] == ["captured", "calls", "captured"]
-    assert len(recorded) == kinds.count("captured")  # each once, however often it ran
+    sampling = [
+        segment.kind for program in llm.engine.launcher.sampler.programs.values() for segment in program.segments
+    ]
+    assert set(sampling) == {"captured"}
+    assert len(recorded) == kinds.count("captured") + len(sampling)  # each once, however often it ran
     prefill = next(p for (_, _, one_each), p in llm.runner.programs.items() if not one_each)
     assert {segment.kind for segment in prefill.segments} == {"calls"}
 
