@@ -15,7 +15,7 @@ from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import PluginError, UnsupportedModelError
 
 CONFIG = Config(
-    model=ModelConfig("nowhere/at-all"), backend=BackendConfig("auto", ["triton", "numba", "torch"]), threads=1
+    model=ModelConfig("nowhere/at-all"), backend=BackendConfig("auto", ["numba", "triton", "torch"]), threads=1
 )
 
 

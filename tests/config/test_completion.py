@@ -6,11 +6,13 @@ import pytest
 
 from helpers.settings import Jobs
 
+TRITON = ("triton", "triton_fp8", "triton_w8a8")
+
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("answer_me backend=", {"backend=auto", "backend=mine", "backend=numba", "backend=torch", "backend=triton"}),
+        ("answer_me backend=", {f"backend={name}" for name in ("auto", "mine", "numba", "torch", *TRITON)}),
         ("answer_me sampling=to", {"sampling=top_k", "sampling=top_p"}),
         ("answer_me sampling.temp", {"sampling.temperature="}),
         ("answer_me backend.ops.r", {"backend.ops.rms_norm=", "backend.ops.rope="}),
