@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -150,9 +151,9 @@ def _end_group(leader: int) -> None:
 def _work(context: Context, stage: Stage, log: Path) -> None:
     """The stage's process: a group of its own, whose words go to ``log``."""
     os.setsid()
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
+    for stream in (1, 2):
+        os.dup2(sys.stderr.fileno(), stream)  # of libraries, and of what it starts
     resolve(stage.target)(context)
 
 
