@@ -1,4 +1,4 @@
-"""``llmcore gpu-check``: its stages survive one another, a run goes on where it was, and the report says what there is."""
+"""``llmcore gpu-check``: stages survive one another, a run goes on where it was, the report says what there is."""
 
 from __future__ import annotations
 

@@ -161,7 +161,8 @@ def test_all_kernels_of_the_backends_are_jobs() -> None:
         (Sanitized(check_sanitizer.FOUND, 3, "Invalid __global__ read"), "wrong"),
         (Sanitized(None, 3, ""), "holds"),
         (Sanitized(None, 0, ""), "not run"),
-        (Sanitized(None, 3, "ERROR SUMMARY: 1 error"), "wrong"),
+        (Sanitized(None, 3, "========= Invalid __global__ read of size 4 bytes"), "wrong"),
+        (Sanitized(None, 3, "========= Error: Race reported between Write access"), "wrong"),
     ],
 )
 def test_what_the_sanitizer_says(found: Sanitized, verdict: str, tmp_path: object) -> None:

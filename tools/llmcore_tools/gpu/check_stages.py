@@ -44,10 +44,10 @@ class Stage:
 
 _HERE = "llmcore_tools.gpu"
 STAGES = (
-    Stage("environment", "versions, device, bandwidth, matrix peaks", f"{_HERE}.check_environment:run", 20),
+    Stage("environment", "versions, device, bandwidth, matrix peaks", f"{_HERE}.check_environment:run", 15),
     Stage("kernels", "every check of the conformance kit on the device", f"{_HERE}.check_kernels:run", 110),
     Stage("models", "tiny models of every family against transformers", f"{_HERE}.check_models:run", 40),
-    Stage("sanitizer", "kernels under compute-sanitizer", f"{_HERE}.check_sanitizer:run", 30),
+    Stage("sanitizer", "kernels under compute-sanitizer", f"{_HERE}.check_sanitizer:run", 35),
     Stage("decode", "tokens per second against the memory's speed", f"{_HERE}.check_decode:run", 150),
     Stage("prefill", "a prompt of 4,096 tokens against the matrix units' speed", f"{_HERE}.check_prefill:run", 50),
     Stage("attention", "decode attention alone, at long contexts", f"{_HERE}.check_attention:run", 40),
