@@ -58,7 +58,7 @@ _answers: list[Answer] = []
 
 @contextmanager
 def answering(answer: Answer) -> Iterator[None]:
-    """While open, ``answer(kernel, shape, default)`` is what :func:`config` returns: for a search, which makes tables."""
+    """While open, ``answer(kernel, shape, default)`` is what :func:`config` returns: a search makes tables of that."""
     _answers.append(answer)
     try:
         yield

@@ -17,6 +17,7 @@ from llmcore_triton import layout
 from llmcore_triton.attention import attention
 from llmcore_triton.attention_decode import attention_decode
 from llmcore_triton.kv_write import kv_write
+from llmcore_triton.qkv import qkv_finish
 
 LAYOUTS = {"float32": layout.FLOAT32, "float16": layout.FLOAT16, "bfloat16": layout.BFLOAT16, "int8": layout.INT8}
 MODELS = ((8, 4, 64), (8, 4, 128), (4, 7, 128), (8, 8, 128), (8, 7, 64), (8, 8, 64))  # key heads, sharing, head_dim
@@ -75,6 +76,18 @@ def write(model: Model, *, tokens: int = 64) -> None:
     kv_write(k, v, _indices(tokens), model.pages(64), head_dim=model.head_dim, page_size=model.page_size)
 
 
+def finish(model: Model, *, tokens: int = 64) -> None:
+    """Calls ``qkv_finish`` for ``tokens`` tokens, on columns of one tensor; not every model norms heads."""
+    every = model.rows(tokens, model.heads + 2 * model.kv_heads)
+    width = model.kv_heads * model.head_dim
+    q, k, v = every.split([model.heads * model.head_dim, width, width], 1)
+    cos, sin = (torch.empty((8192, model.head_dim // 2), device="meta") for _ in range(2))
+    norm = torch.empty(model.head_dim, device="meta") if model.sharing % 4 == 0 else None
+    indices, attrs = (_indices(tokens), _indices(tokens)), {"head_dim": model.head_dim, "page_size": model.page_size}
+    y = model.rows(tokens, model.heads)
+    qkv_finish(q, k, v, *indices, norm, norm, cos, sin, model.pages(64), y, **attrs, interleaved=False, eps=1e-6)
+
+
 def examples(
     models: Sequence[tuple[int, int, int]] = MODELS, kv_dtypes: Sequence[str] = ("bfloat16", "int8")
 ) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -85,3 +98,4 @@ def examples(
         yield f"decode, one split, {model}", partial(attend, attention_decode, model, tokens=512, sequences=512)
         yield f"prefill, {model}", partial(attend, attention, model, tokens=4096, sequences=1)
         yield f"kv_write, {model}", partial(write, model)
+        yield f"qkv_finish, {model}", partial(finish, model)

@@ -154,7 +154,7 @@ def quantize(x):
     broken = tl.sum(x * 0, axis=2)  # NaN where one of them is no number, which a maximum would pass over; else 0
     scale = tl.div_rn(tl.max(tl.abs(x), axis=2) + broken, LARGEST * 1.0).to(tl.float16)
     wide = scale.to(tl.float32)
-    inverse = tl.where(wide == 0, 0.0, tl.div_rn(1.0, tl.where(wide == 0, 1.0, wide)))
+    inverse = tl.div_rn(1.0, tl.where(wide == 0, 1.0, wide))  # a scale is 0 where all codes round to 0 in any case
     # Bounds come first: between product and sum they keep the compiler from making one fma of them, which rounds once.
     bounded = tl.minimum(tl.maximum(x * inverse[:, :, None], -LARGEST * 1.0), LARGEST * 1.0)
     codes = ((bounded + NEAREST) - NEAREST).to(tl.int8)

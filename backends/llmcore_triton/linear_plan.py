@@ -104,7 +104,7 @@ def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
     most = 256 if bits == 4 and tokens < 64 else 128  # what is unpacked lies in registers
     inner = min(DOT_BYTES * 8 // (64 * bits), most)
     stages = 4 if target().shared > 100_000 and not form else 2
-    return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 16 else 2, num_stages=stages)
+    return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 32 else 2, num_stages=stages)
 
 
 def parts_of(tiles: int, blocks: int, each: int) -> int:

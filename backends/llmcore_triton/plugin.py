@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from llmcore.hookspecs import BackendInfo, KernelInfo, hookimpl
 
@@ -26,6 +27,7 @@ def _kernel(
     dtypes: tuple[str, ...] = DTYPES,
     name: str = "",
     exact: bool = True,
+    keep: bool = True,
 ) -> KernelInfo:
     """``op`` in a file of this package; ``name``: of its function where that is not the op's."""
     return KernelInfo(
@@ -39,6 +41,7 @@ def _kernel(
         pack=f"llmcore_triton.{pack}" if pack else "",
         layout=layout,
         exact=exact,
+        keep=keep,
         group="kv" if kv_dtypes else "",
         kv_dtypes=kv_dtypes or ("float32",),
         captured=True,
@@ -73,29 +76,26 @@ CACHE: tuple[KernelInfo, ...] = (
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def _linear(op: str, module: str) -> tuple[KernelInfo, ...]:
+def _linear(op: str, module: str, **more: Any) -> tuple[KernelInfo, ...]:
     """``op`` on weights of any format: as they lie in the file where that is the activations' type, else packed."""
+    floats, narrow = ("F32", "F16", "BF16"), {"bfloat16": "bf16", "float16": "f16"}
     return (
-        _kernel(op, module, formats=("BF16",), dtypes=("bfloat16",)),
-        _kernel(op, module, formats=("F16",), dtypes=("float16",)),
-        _kernel(op, module, formats=("F32", "F16", "BF16"), dtypes=("float32",)),  # read as they are: half the bytes
-        _kernel(
-            op,
-            module,
-            formats=("BF16", "F16", "F32"),
-            dtypes=("bfloat16",),
-            pack="packing:dense_bf16",
-            layout=("dense-bf16", 1),
+        *(_kernel(op, module, formats=(short.upper(),), dtypes=(dtype,), **more) for dtype, short in narrow.items()),
+        _kernel(op, module, formats=floats, dtypes=("float32",), **more),  # read as they are: half the bytes
+        *(
+            _kernel(
+                op,
+                module,
+                formats=floats,
+                dtypes=(dtype,),
+                pack=f"packing:dense_{short}",
+                layout=(f"dense-{short}", 1),
+                keep=False,  # sooner converted than read from disk
+                **more,
+            )
+            for dtype, short in narrow.items()
         ),
-        _kernel(
-            op,
-            module,
-            formats=("F16", "BF16", "F32"),
-            dtypes=("float16",),
-            pack="packing:dense_f16",
-            layout=("dense-f16", 1),
-        ),
-        _kernel(op, module, formats=QUANTIZED, pack="packing:pack", layout=("triton-groups", 1)),
+        _kernel(op, module, formats=QUANTIZED, pack="packing:pack", layout=("triton-groups", 1), **more),
     )
 
 
@@ -104,6 +104,7 @@ LINEAR: tuple[KernelInfo, ...] = (
     *_linear("linear_add", "linear"),
     *_linear("gate_up_swiglu", "linear_gate_up"),
     *_linear("classifier_argmax", "classifier"),
+    *_linear("qkv_rope_kv_write", "qkv", supported="qkv:norms_heads", kv_dtypes=tuple(KV_LAYOUTS)),
 )
 """Ops that multiply by weights."""
 

@@ -13,6 +13,8 @@ import triton.language as tl
 from llmcore.registry.node import NodeView
 from llmcore_triton.configs import Config, config
 from llmcore_triton.kv_pages import KEY, VALUE, scales_of, sizes, store_heads
+from llmcore_triton.linear import many
+from llmcore_triton.linear_qkv import project3
 
 
 def norms_heads(node: NodeView) -> str | None:
@@ -129,8 +131,8 @@ def _finish(
             *(NORM, INTERLEAVED, PAIRS, HEAD_DIM, DIM),
         )
         at = (token * heads_of_q + heads[:, None]) * HEAD_DIM + element
-        mine = (heads < heads_of_q)[:, None] & (element < HEAD_DIM)
-        tl.store(q_out + at, queries.to(q_out.dtype.element_ty), mask=mine)
+        here = (heads < heads_of_q)[:, None] & (element < HEAD_DIM)
+        tl.store(q_out + at, queries.to(q_out.dtype.element_ty), mask=here)
 
 
 def qkv_finish(
@@ -173,3 +175,37 @@ def qkv_finish(
         **shape,
         **chosen.options,
     )
+
+
+def qkv_rope_kv_write(
+    x: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    wq: torch.Tensor,
+    wk: torch.Tensor,
+    wv: torch.Tensor,
+    bq: torch.Tensor | None,
+    bk: torch.Tensor | None,
+    bv: torch.Tensor | None,
+    nq: torch.Tensor | None,
+    nk: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    kv: torch.Tensor,
+    q: torch.Tensor,
+    *,
+    head_dim: int,
+    page_size: int,
+    interleaved: bool,
+    eps: float,
+) -> None:
+    """Three projections of ``x`` [T, K] in one launch, all that follows them in another: ``q`` [T, D], and the cache.
+
+    The projections of few tokens keep float32 in between.
+    """
+    keys = kv.shape[2] * head_dim  # [pages, key / value, kv_head, …]
+    dtype = x.dtype if any(many(x, weight) for weight in (wq, wk, wv)) else torch.float32
+    projected = [x.new_empty((x.shape[0], width), dtype=dtype) for width in (q.shape[1], keys, keys)]
+    project3(x, wq, wk, wv, bq, bk, bv, *projected)
+    how = {"head_dim": head_dim, "page_size": page_size, "interleaved": interleaved, "eps": eps}
+    qkv_finish(*projected, positions, slots, nq, nk, cos, sin, kv, q, **how)

@@ -17,7 +17,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from llmcore.ops.base import Case, op
-from llmcore.ops.cases import RAGGED, paged_slots
+from llmcore.ops.cases import RAGGED, SIDE_BY_SIDE, paged_slots
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,8 @@ def _kv_write_cases() -> Iterator[Case]:
 
 def _attention_cases() -> Iterator[Case]:
     """The cache is filled by the same backend's ``kv_write`` first: only the two together mean something."""
-    for (note, batch), (heads, kv_heads, head_dim) in zip(RAGGED, cycle(HEADS), strict=False):
+    shaped = [*zip(RAGGED, cycle(HEADS), strict=False), (SIDE_BY_SIDE, (9, 3, 64))]
+    for (note, batch), (heads, kv_heads, head_dim) in shaped:
         lens = batch.query_lens
         yield Case(
             {"T": sum(lens), "D": heads * head_dim, "S": len(lens), "B": batch.table_width},

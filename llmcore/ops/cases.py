@@ -104,6 +104,9 @@ RAGGED: Sequence[tuple[str, Ragged]] = (
 )
 
 
+SIDE_BY_SIDE = "decode side by side", Ragged((1, 1, 1, 1), (40, 7, 33, 1), 16)
+
+
 def paged_slots(count: int, page_size: int, rng: np.random.Generator) -> Any:
     """``[count]`` int32 slots that fill pages from their beginning, in random order, page 0 left alone."""
     import numpy as np

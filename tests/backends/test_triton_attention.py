@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle, product
 
 import numpy as np
@@ -258,7 +259,8 @@ def test_qkv_finish_to_the_roundings_of_float32() -> None:
     cases = [case for case in QKV.cases() if case.dims["T"] in (5, 7)]
     assert {case.attrs["interleaved"] for case in cases} == {True, False}
     assert any("nq" in case.present and 2 * case.dims["F"] < case.attrs["head_dim"] for case in cases)
-    for case in cases:
+    many = {**cases[0].dims, "T": 2, "D": 22 * 32, "G": 11 * 32}  # more key heads than a program takes
+    for case in (*cases, replace(cases[0], dims=many)):
         _finish(case, "float32", "float32", merged=True)
 
 
@@ -293,7 +295,7 @@ def test_launchers_work_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((decode, "_decode"), (decode, "_combine")):
         monkeypatch.setattr(module, name, Recorder(name))
-    for function, name in ((attention, "_attention"), (kv_write, "_write")):
+    for function, name in ((attention, "_attention"), (kv_write, "_write"), (qkv_finish, "_finish")):
         monkeypatch.setitem(function.__globals__, name, Recorder(name))
     for device in KNOWN.values():
         for module in (decode, sys.modules["llmcore_triton.attention"]):
@@ -304,4 +306,4 @@ def test_launchers_work_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
             call()
             labels.append(label)
         assert len(set(labels)) == len(labels)
-    assert {name for name, _ in launched} == {"_decode", "_combine", "_attention", "_write"}
+    assert {name for name, _ in launched} == {"_decode", "_combine", "_attention", "_write", "_finish"}

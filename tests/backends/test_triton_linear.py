@@ -27,7 +27,7 @@ from llmcore.testing.operands import make_values, random_weight
 from llmcore.weights.formats import FORMATS
 from llmcore.weights.tensor import Tensor
 from llmcore_triton import fp8, w8a8
-from llmcore_triton.classifier import classifier_argmax
+from llmcore_triton.classifier import REDUCE, choose_kernel, classifier_argmax
 from llmcore_triton.linear import linear
 from llmcore_triton.linear_plan import FEW_PACKED, plan
 from llmcore_triton.linear_qkv import project3
@@ -148,9 +148,9 @@ def test_columns_are_split_where_rows_are_few(name: str, tokens: int) -> None:
     kernel = next(kernel for kernel in KERNELS if kernel.op == "linear_add" and name in kernel.formats)
     if name == "F32":
         kernel = next(k for k in KERNELS if k.op == "linear_add" and not k.pack and "float32" in k.dtypes)
-    columns = 256 * 37
-    assert plan(_packed(_stored(name, (7, columns))), tokens, 7, columns).split > 1
-    case = Case({"M": tokens, "K": columns, "N": 7}, present=("bias",))
+    columns = 256 * (37 if tokens == 1 else 9)
+    assert plan(_packed(_stored(name, (3, columns))), tokens, 3, columns).split > 1
+    case = Case({"M": tokens, "K": columns, "N": 3}, present=("bias",))
     run_case(kernel, TRITON, case, formats={"weight": name})
 
 
@@ -159,15 +159,17 @@ def test_columns_are_split_where_rows_are_few(name: str, tokens: int) -> None:
     [
         (1, 256, ("F32", "F32", "F32"), "qkv"),
         (1, 256, ("Q4_K", "Q4_K", "Q6_K"), "k"),
-        (1, 256 * 37, ("Q4_0", "Q8_0", "Q4_0"), "qv"),
+        (6, 256 * 9, ("Q4_0", "Q8_0", "Q4_0"), "qv"),
         (6, 256, ("Q4_K", "Q5_1", "Q6_K"), ""),
-        (6, 256 * 37, ("F32", "F32", "F32"), "qkv"),
+        (6, 256 * 9, ("F32", "F32", "F32"), "qkv"),
         (33, 256, ("F32", "Q8_0", "F32"), "v"),
     ],
 )
 def test_three_projections(tokens: int, columns: int, formats: tuple[str, ...], biased: str) -> None:
     rng = np.random.default_rng(3)
     sizes = 40, 24, 24
+    if columns > 256:
+        assert plan(torch.empty(40, columns), tokens, sum(sizes), columns).split > 1
     tensors = [_stored(name, (n, columns), seed) for seed, (name, n) in enumerate(zip(formats, sizes, strict=True))]
     x = torch.from_numpy(rng.standard_normal((tokens, columns)).astype(np.float32))
     biases = [torch.from_numpy(rng.standard_normal(n).astype(np.float32)) * 9 for n in sizes]
@@ -195,6 +197,14 @@ def test_the_lowest_of_equal_logits_is_chosen(tokens: int) -> None:
     weight[202] = 2
     assert _choose(x, weight) == [202] * tokens
     assert _choose(x, weight - 9) == [202] * tokens  # all are negative
+
+
+def test_the_lowest_of_equal_tiles_is_chosen() -> None:
+    """Of more tiles than the second kernel looks at at once."""
+    tiles, ids = 2 * REDUCE + 5, torch.empty(1, dtype=torch.int32)
+    index = torch.arange(10, 10 + tiles, dtype=torch.int32)
+    choose_kernel[(1,)](torch.ones(tiles), index, ids, tiles, BLOCK=REDUCE)
+    assert ids.tolist() == [10]
 
 
 def test_a_token_with_nan_has_no_best() -> None:
@@ -333,8 +343,8 @@ from llmcore_triton.w8a8 import linear as linear8
 
 new = lambda *shape, kind=torch.bfloat16: torch.empty(shape, dtype=kind, device="meta")
 for m in (1, 16):
-    linear(new(m, 4096), new(512, 4096 * 148 // 256, kind=torch.uint8), None, new(m, 512))
-    linear(new(m, 4096), new(512, 4096), new(512, kind=torch.float32), new(m, 512))
+    linear(new(m, 4096), new(4096, 4096 * 148 // 256, kind=torch.uint8), None, new(m, 4096))
+    linear(new(m, 4096), new(4096, 4096), new(4096, kind=torch.float32), new(m, 4096))
 linear8(new(1, 64), new(1, 68, kind=torch.uint8), None, new(1, 1))
 linear(new(1, 1), new(1, 1), None, new(1, 1))
 asm = {name: "".join(kernel.asm["amdgcn" if "gfx" in NAME else "ptx"] for n, kernel in found if n == name)
@@ -348,7 +358,7 @@ print(sorted(asm))
 
 @pytest.mark.parametrize(
     ("device", "words"),
-    [("sm_90", ("wgmma.mma_async", ".v4.b32")), ("sm_80", ("mma.sync", ".v4.b32")), ("gfx942", ("v_mfma", "dwordx4"))],
+    [("sm_90", ("wgmma.mma_async", ".v4.b32")), ("gfx942", ("v_mfma", "dwordx4"))],
 )
 def test_launchers_compile_without_data(device: str, words: tuple[str, ...]) -> None:
     """On tensors that hold nothing, to matrix instructions and loads of 16 bytes; for sizes of one too."""

@@ -26,7 +26,7 @@ def _wanted(check: Check) -> bool:
     if check.dtype != "float32":
         return dims["R"] == 3 and "N" not in dims
     if check.kernel.op in SLOW:
-        return dims["V"] < 256 and dims["R"] < 10 and dims.get("N", 20) in (20, 30)
+        return dims["V"] < 256 and dims["R"] < 10
     return dims["V"] < 1000
 
 
@@ -91,7 +91,7 @@ def test_every_bit_decides(op: str, at: int, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_tail_too_small_for_float32_counts() -> None:
     """Each token of the tail is lost in a float32 sum; together they decide whether ``p`` is reached."""
-    tail = torch.full((1000,), 2.0**-26)
+    tail = 2.0**-26 * (1 + torch.arange(1000).flip(0) * 2.0**-12)  # no two are equal
     row = torch.cat((torch.tensor([0.5, 0.25]), tail))[None]
     p = (0.75 + 500 * 2.0**-26) * torch.ones(1)
     assert torch.equal(_run("top_p", row, p) > 0, ops.get("top_p").reference(row, p) > 0)

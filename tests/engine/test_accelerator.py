@@ -81,7 +81,7 @@ def test_activations_may_be_narrow(load: Callable[..., LLM], tiny_model: MakeTin
     assert llm.runner.registry.kv_dtype == dtype
     assert found.dtype == np.float32
     assert str(llm.runner.outputs["logits"].dtype) == "torch.float32"
-    assert llm.explain().kv_cache.dtype == dtype
+    assert llm.explain().kv_cache.dtype == llm.explain().dtype == dtype
 
 
 def test_hidden_states_come_back(load: Callable[..., LLM], here: LLM) -> None:
@@ -139,7 +139,11 @@ def test_what_can_be_recorded_is(load: Callable[..., LLM], here: LLM, monkeypatc
     programs = {id(p): p for (_, _, one_each), p in llm.runner.programs.items() if one_each}
     kinds = [segment.kind for program in programs.values() for segment in program.segments]
     assert kinds[:3] == ["captured", "calls", "captured"]
-    assert len(recorded) == kinds.count("captured")  # each once, however often it ran
+    sampling = [
+        segment.kind for program in llm.engine.launcher.sampler.programs.values() for segment in program.segments
+    ]
+    assert set(sampling) == {"captured"}
+    assert len(recorded) == kinds.count("captured") + len(sampling)  # each once, however often it ran
     prefill = next(p for (_, _, one_each), p in llm.runner.programs.items() if not one_each)
     assert {segment.kind for segment in prefill.segments} == {"calls"}
 

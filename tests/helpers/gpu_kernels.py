@@ -15,6 +15,7 @@ from llmcore_triton.configs import Config, config
 HERE = "helpers.gpu_kernels"
 BLOCK = Config({"BLOCK": 1024})
 TILE = Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}, num_warps=4, num_stages=2)
+SMALL_TILE = Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32}, num_warps=4, num_stages=1)
 
 
 def _kernel(op: str, name: str, **more: Any) -> KernelInfo:
@@ -70,7 +71,7 @@ def spilling_kernel(a, b, y, size, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     x = tl.load(a + at, at < size, 0.0).to(tl.float32)
     z = tl.load(b + at, at < size, 0.0).to(tl.float32)
-    x = tl.sort(x * z) * x + tl.cumsum(z, 0) * z
+    x = tl.cumsum(x * z, 0) * x + tl.cumsum(z, 0) * z
     tl.store(y + at, x, at < size)
 
 
@@ -118,13 +119,13 @@ def sloppy_add(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def spilling_swiglu(gate: torch.Tensor, up: torch.Tensor, y: torch.Tensor) -> None:
-    """One warp for what needs many."""
-    spilling_kernel[(1,)](gate, up, y, gate.numel(), BLOCK=2048, num_warps=1, num_stages=1)
+    """Fewer registers than it needs."""
+    spilling_kernel[(1,)](gate, up, y, gate.numel(), BLOCK=1024, num_warps=1, maxnreg=32)
 
 
-def _multiplied(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, dot: Any) -> None:
+def _multiplied(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, dot: Any, tile: Config = TILE) -> None:
     (rows, k), n = x.shape, y.shape[1]
-    chosen = config("test_linear", (rows, n, k), TILE)
+    chosen = config("test_linear", (rows, n, k), tile)
     grid = (triton.cdiv(rows, chosen.meta["BLOCK_M"]), triton.cdiv(n, chosen.meta["BLOCK_N"]))
     linear_kernel[grid](x, weight, y, rows, n, k, DOT=dot, **chosen.options)
 
@@ -140,7 +141,7 @@ def linear_of_f16(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 def float32_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """With one multiplication at a time."""
-    _multiplied(x, weight, y, tl.float32)
+    _multiplied(x, weight, y, tl.float32, SMALL_TILE)
 
 
 def syncing_rms_norm(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: float) -> None:
@@ -163,8 +164,8 @@ def broken_rope(
 
 def greedy_softmax(logits: torch.Tensor, temperature: torch.Tensor, probs: torch.Tensor) -> None:
     """More shared memory than there is."""
-    tile = {"BLOCK_M": 256, "BLOCK_N": 256, "BLOCK_K": 128}
-    linear_kernel[(1, 1)](logits, logits, probs, 1, 1, 4096, DOT=tl.float16, **tile, num_warps=8, num_stages=4)
+    tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128}
+    linear_kernel[(1, 1)](logits, logits, probs, 1, 1, 4096, DOT=tl.float16, **tile, num_warps=8, num_stages=5)
 
 
 def empty_embedding(ids: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:

@@ -59,6 +59,16 @@ def test_infinities_must_be_where_they_should() -> None:
             compare("y", np.array(got), want, 1e-5)
 
 
+def test_what_a_type_cannot_hold_may_be_infinite() -> None:
+    want = np.array([7e4, -7e4, 6e4, 1.0])
+    compare("y", np.array([np.inf, -np.inf, 6e4, 1], np.float16), want, 4e-3)
+    for wrong in ([-np.inf, -np.inf, 6e4, 1], [np.inf, -np.inf, np.inf, 1], [np.inf, -np.inf, 6e4, np.inf]):
+        with pytest.raises(KernelMismatch, match="beyond the tolerance"):
+            compare("y", np.array(wrong, np.float16), want, 4e-3)
+    with pytest.raises(KernelMismatch, match="beyond the tolerance"):
+        compare("y", np.array([np.inf, -7e4, 6e4, 1], np.float32), want, 4e-3)
+
+
 def test_removed_elements_must_be_zero_and_no_others() -> None:
     want = np.array([0.5, 0.5, 0.0, 1e-9])
     compare("y", want, want, 1e-3, exact_zeros=True)

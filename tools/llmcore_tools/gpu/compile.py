@@ -72,8 +72,8 @@ def compiled(
         triton = version("triton")
     except PackageNotFoundError as error:
         raise GpuToolError("compiling GPU kernels needs Triton", remedy="pip install 'llmcore[gpu]'") from error
-    asked = {"backends": backends, "compile": compile, "workload": asdict(workload)}
-    asked["workload"]["steps"] = [(step.tokens, step.seqs) for step in workload.steps]
+    steps = [(step.tokens, step.seqs) for step in workload.steps]
+    asked = {"backends": backends, "compile": compile, "workload": {**asdict(workload), "steps": steps}}
     answers = [_child(target, asked, jobs) for target in targets]
     return Found(
         triton,

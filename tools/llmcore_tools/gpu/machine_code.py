@@ -72,14 +72,17 @@ def loads_of(ir: str) -> dict[int, dict[int, int]]:
     roots = _roots(ir)
     found: dict[int, Counter[int]] = {}
     for line in ir.splitlines():
-        load = _load(line)
-        for argument in roots.get(load[0], ()) if load else ():
-            found.setdefault(argument, Counter())[load[1]] += 1
+        name, width = _load(line)
+        for argument in roots.get(name, ()):
+            found.setdefault(argument, Counter())[width] += 1
     return {argument: dict(sorted(widths.items())) for argument, widths in sorted(found.items())}
 
 
-def _load(line: str) -> tuple[str, int] | None:
-    """The pointer and the bytes of a line that loads; LLVM splits a load that is not aligned to its size."""
+def _load(line: str) -> tuple[str, int]:
+    """The pointer and the bytes of a line that loads; LLVM splits a load that is not aligned to its size.
+
+    Of another line, no pointer.
+    """
     if match := IR_LOAD.search(line):
         count, kind, name, alignment = match.groups()
         return name, min(int(count or 1) * _bits(kind) // 8, int(alignment))
@@ -91,7 +94,7 @@ def _load(line: str) -> tuple[str, int] | None:
         return match[1], int(match[2])
     if match := IR_BUFFER.search(line):
         return match[3], int(match[1] or 1) * _bits(match[2]) // 8
-    return None
+    return "", 0
 
 
 def _bits(kind: str) -> int:

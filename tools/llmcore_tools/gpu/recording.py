@@ -184,7 +184,7 @@ def _memory(each: torch.Tensor) -> int:
 
 
 def _nbytes(each: torch.Tensor) -> int:
-    return each.numel() * each.element_size()
+    return int(each.numel() * each.element_size())
 
 
 @contextmanager

@@ -117,7 +117,8 @@ def differences(page: str, found: Found) -> list[str]:
         ours, theirs = made[key], written[key]
         pairs = list(zip(HEAD, theirs, ours, strict=True))
         if not same:
-            pairs = [("verdict", *(("ok" if row[-1] == "ok" else "at fault") for row in (theirs, ours)))]
+            was, now = ("ok" if row[-1] == "ok" else "at fault" for row in (theirs, ours))
+            pairs = [("verdict", was, now)]
         wrong += [f"{key[0]} on {key[1]}: {name} is {now}, not {was}" for name, was, now in pairs if was != now]
     if same and not wrong and as_markdown(found) != page:
         wrong.append("the text around the table differs")
