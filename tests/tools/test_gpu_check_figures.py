@@ -1,12 +1,11 @@
-"""What ``llmcore gpu-check`` compares and measures: its models, its floors, and that its comparisons can fail."""
+"""What ``llmcore gpu-check`` measures: floors, shares and ratios; and what a run that is no rehearsal asks for."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,28 +15,31 @@ import torch
 from llmcore.device import Place
 from llmcore.device.accelerator import Accelerator
 from llmcore.plugins import plugins, resolve
-from llmcore.weights.checkpoint import Checkpoint
-from llmcore.weights.tensor import check_finite
-from llmcore_tools.gpu import check_attention, check_decode, check_models, check_prefill, check_timing, peers
+from llmcore_tools.gpu import (
+    check_attention,
+    check_decode,
+    check_environment,
+    check_models,
+    check_prefill,
+    check_timing,
+    peers,
+)
 from llmcore_tools.gpu.check_attention import Layers, Shape
 from llmcore_tools.gpu.check_context import Context, Verdict, read_part
 from llmcore_tools.gpu.check_random import (
-    MeasuredRunner,
-    SharedWeights,
     alike,
-    distinct,
     load,
     read_bytes,
     shapes_of,
     sizes_for,
     spec_of,
 )
-from llmcore_tools.gpu.check_shapes import GOALS, MODELS, TOY
+from llmcore_tools.gpu.check_shapes import MODELS, TOY
 
 DEVICE = Accelerator("cpu")
 TORCH = {"linear": "torch"}  # in the interpreter products take seconds
 SMALL = sizes_for(tokens=8, seqs=2, rows=8, context=16, buckets=())
-QWEN2 = {**TOY, "model_type": "qwen2"}  # with biases
+SMALL = sizes_for(tokens=8, seqs=2, rows=8, context=16, buckets=())
 
 
 @pytest.fixture
@@ -47,141 +49,6 @@ def context(tmp_path: Path) -> Context:
 
 def findings(context: Context) -> list[dict[str, Any]]:
     return read_part(context.out, context.stage)[1]
-
-
-# -- models of random weights
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_models_have_the_sizes_of_their_names(name: str) -> None:
-    """Weights in 10⁹, as published, and to read for a token: all but an embedding that is not the classifier."""
-    shapes = shapes_of(MODELS[name])
-    total = sum(math.prod(shape) for shape in shapes.values()) / 1e9
-    assert round(total, 2) == {"Llama-3.2-1B": 1.24, "Llama-3.1-8B": 8.03, "Qwen2.5-7B": 7.62, "Qwen3-8B": 8.19}[name]
-    assert set(GOALS[name]) == {"BF16", "Q8_0", "Q4_0"} and spec_of(MODELS[name]).tied == (name == "Llama-3.2-1B")
-
-
-@pytest.mark.parametrize("form", ["F32", "BF16", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize("make", [alike, distinct])
-def test_random_weights_are_valid_and_complete(form: str, make: Any) -> None:
-    checkpoint = make(TOY, form)
-    assert {name: t.shape for name, t in checkpoint.tensors.items()} == shapes_of(TOY)
-    check_finite(checkpoint.tensors.values())
-    for name, tensor in checkpoint.tensors.items():
-        assert tensor.format.name == ("F32" if len(tensor.shape) == 1 else form)
-        values = tensor.dequantize()
-        assert values.std() > (0.2 if len(tensor.shape) == 1 else 0.01), name
-    again = make(TOY, form).tensors["lm_head.weight"]
-    assert np.array_equal(again.raw(), checkpoint.tensors["lm_head.weight"].raw())
-
-
-def test_models_to_be_timed_take_the_memory_of_one_tensor_and_others_repeat_nothing() -> None:
-    """All matrices view one block on the host, as large as the largest."""
-    same, other = (make(TOY, "Q8_0").tensors for make in (alike, distinct))
-    matrices = [t.raw() for t in same.values() if len(t.shape) == 2]
-    assert len({raw.ctypes.data for raw in matrices}) == 1
-    a, b = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
-    assert np.array_equal(same[a].raw(), same[b].raw()) and not np.array_equal(other[a].raw(), other[b].raw())
-
-
-def test_bytes_that_a_step_must_read() -> None:
-    tied = {**TOY, "tie_word_embeddings": True}
-    sizes = {name: t.nbytes for name, t in alike(TOY, "Q8_0").tensors.items()}
-    embedding = sizes["model.embed_tokens.weight"]
-    assert embedding == 96 * 32 // 32 * 34
-    assert read_bytes(alike(TOY, "Q8_0")) == sum(sizes.values()) - embedding
-    assert read_bytes(alike(tied, "Q8_0")) == read_bytes(alike(TOY, "Q8_0"))  # then the classifier is the embedding
-
-
-def test_weights_of_one_shape_are_packed_once_and_lie_apart() -> None:
-    """On the device: else a cache that holds one layer would stand for all."""
-    checkpoint = alike({**TOY, "num_hidden_layers": 3}, "Q8_0")
-    kernel = next(k for k in plugins().backend("triton").kernels if k.op == "linear" and "Q8_0" in k.formats)
-    keys = [f"model.layers.{layer}.mlp.gate_proj.weight" for layer in range(3)]
-    store = SharedWeights(dict(checkpoint.tensors), device=DEVICE)
-    packed: list[str] = []
-    pack = resolve(kernel.pack)
-    make = store._own
-    store._own = lambda name, layout, made: make(  # type: ignore[method-assign]
-        name, layout, lambda: packed.append(name) or made()
-    )
-    store.prepare([(key, kernel) for key in (*keys, *keys)])
-    arrays = [store.operand(key, kernel) for key in keys]
-    assert packed == keys[:1] and len(store.made) == 3
-    assert len({array.data_ptr() for array in arrays}) == 3
-    assert all(np.array_equal(array.numpy(), pack(checkpoint.tensors[keys[0]])) for array in arrays)
-    assert (
-        store.float32("model.norm.weight").data_ptr()
-        != store.float32("model.layers.0.input_layernorm.weight").data_ptr()
-    )
-
-
-def test_steps_that_are_measured_are_the_ones_that_are_recorded() -> None:
-    place = Place(DEVICE, "float32")
-    model = load(alike(TOY, "F32"), place, replace(SMALL, seqs=4), shared=True, ops=TORCH, batches=(1, 4))
-    assert isinstance(model.runner, MeasuredRunner)
-    assert {tokens for _, tokens, one_each in model.runner.programs if one_each} == {1, 4}
-    assert [len(ids) for ids in model.generate([[1, 2], [3]], 3)] == [3, 3]
-
-
-# -- comparisons with transformers
-
-
-def test_a_model_that_is_right_and_one_with_a_wrong_weight(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bias in another's place is found in the logits of every way."""
-    checkpoint = distinct(QWEN2, "F32")
-    check_models.compare(context, "right", checkpoint, "float32")
-    real = check_models.transformers_model
-    changed = _with(checkpoint, "model.layers.0.self_attn.k_proj.bias", "model.layers.0.self_attn.v_proj.bias")
-    monkeypatch.setattr(check_models, "transformers_model", lambda _: real(changed))
-    check_models.compare(context, "wrong", checkpoint, "float32")
-    right, wrong = findings(context)
-    assert (right["verdict"], right["note"]) == ("holds", "") and right["values"]["error"] < 1e-5
-    assert wrong["verdict"] == "wrong" and wrong["values"]["error"] > 0.01
-    assert "prefill" in wrong["note"] and "in chunks of 3" in wrong["note"]
-
-
-def _with(checkpoint: Checkpoint, name: str, other: str) -> Checkpoint:
-    return replace(checkpoint, tensors={**checkpoint.tensors, name: checkpoint.tensors[other]})
-
-
-def test_errors_are_relative_and_nan_is_the_largest() -> None:
-    wanted = np.array([[1.0, -1.0, 3.0, -3.0]])
-    assert check_models.relative(wanted, wanted) == 0
-    assert check_models.relative(wanted + 0.1, wanted) == pytest.approx(0.1 / wanted.std())
-    assert check_models.relative(np.where(wanted > 2, np.nan, wanted), wanted) == math.inf
-
-
-class Answers:
-    """A model with the given answers, batch by batch."""
-
-    def __init__(self, *batches: Sequence[Sequence[int]]) -> None:
-        self.batches = list(batches)
-
-    def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-        return [list(answer) for answer in self.batches.pop(0)]
-
-
-@pytest.mark.parametrize(
-    ("together", "alone", "exact", "said"),
-    [
-        ([[1, 2]], [[1, 2]], True, []),
-        ([[1, 2]], [[1, 3]], True, ["answers depend on the batch", "greedy answers alone"]),
-        ([[1, 2]], [[1, 3]], False, ["greedy answers alone"]),
-        ([[0, 2]], [[1, 2]], False, ["greedy answers together"]),
-        ([[1, 4]], [[1, 2]], False, []),  # as good, but for rounding
-    ],
-)
-def test_greedy_tokens(
-    together: list[list[int]], alone: list[list[int]], exact: bool, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reference's best after ``[7]`` is 1, and after that 2, with 4 right behind it."""
-    logits = np.zeros((3, 8), np.float32)
-    logits[0, 1], logits[1, 2], logits[1, 4] = 1, 1, 0.999
-    monkeypatch.setattr(check_models, "logits_of", lambda _, ids: logits[: len(ids)])
-    model: Any = Answers(together, alone)
-    found = check_models.greedy_complaints(model, None, [[7]], 2, 0.01, exact=exact)
-    assert len(found) == len(said) and all(text.startswith(start) for text, start in zip(found, said, strict=True))
 
 
 # -- figures
@@ -339,13 +206,121 @@ def test_logits_are_judged_by_their_distance_from_float32(
 ) -> None:
     exact = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
     noise = np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32)
-    model, loaded = torch.nn.Linear(1, 1).to(torch.bfloat16), Answers()
+    model, loaded = torch.nn.Linear(1, 1).to(torch.bfloat16), SimpleNamespace(logits=lambda _: exact - ours * noise)
     rounded = {torch.bfloat16: exact + 0.01 * noise, torch.float32: exact}
     monkeypatch.setattr(peers, "logits_of", lambda m, _: rounded[m.weight.dtype])
-    loaded.logits = lambda _: exact - ours * noise  # type: ignore[attr-defined]
     noting: Any = Noting()
     peers.compare_logits(noting, "toy", model, loaded, 4, 16)  # type: ignore[arg-type]
     (found,) = noting.found
     assert found.verdict == verdict and model.weight.dtype == torch.bfloat16
     assert found.values["our error"] / found.values["their error"] == pytest.approx(ours / 0.01, rel=1e-3)
     assert found.values["rms difference"] == pytest.approx((ours + 0.01) * np.sqrt(np.mean(noise**2)), rel=1e-3)
+
+
+# -- what a real run asks for, and the ways that only a GPU takes, with a GPU that is made up
+
+
+@pytest.fixture
+def asked(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[Context, list[tuple[Any, ...]]]:
+    """A run that is no rehearsal, whose measurements are noted only."""
+    context.rehearse, context.deadline = False, time.monotonic() + 30
+    noted: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Context, "known", lambda *_: 4000.0)
+    monkeypatch.setattr(Context, "_release", lambda _: None)
+    for module, name in ((check_decode, "measure"), (check_prefill, "measure"), (check_attention, "measure")):
+        monkeypatch.setattr(module, name, lambda _, *args: noted.append(args))
+    monkeypatch.setattr(check_models, "compare", lambda _, *args: noted.append(args))
+    monkeypatch.setattr(peers, "compare", lambda _, *args: noted.append(args))
+    return context, noted
+
+
+def test_a_run_asks_for_every_shape(asked: tuple[Context, list[tuple[Any, ...]]]) -> None:
+    context, noted = asked
+    check_decode.run(context)
+    assert {(name, form) for name, _, form, _, _ in noted} == {(n, f) for n in MODELS for f in ("BF16", "Q8_0", "Q4_0")}
+    assert all([load.batch for load in loads] == [1, 64] for *_, loads, _ in noted)
+    assert all(config is MODELS[name] for name, config, *_ in noted)
+    middle = {load.prompt + load.tokens * (load.samples + 1) / 2 for *_, loads, _ in noted for load in loads}
+    assert middle == {992 + 128}  # about 1k tokens of context
+    noted.clear()
+    check_prefill.run(context)
+    assert sorted(name for name, *_ in noted) == sorted(MODELS) and {peak for *_, peak in noted} == {4000.0}
+    noted.clear()
+    check_attention.run(context)
+    assert len(noted) == 36
+    noted.clear()
+    check_models.run(context)
+    cases = {(what, dtype) for what, _, dtype in noted}
+    assert len(cases) == len(noted) == 4 * 4 * 3 and {dtype for _, dtype in cases} == set(check_models.BOUNDS)
+    noted.clear()
+    assert findings(context) == []
+    peers.run(context)
+    assert noted == []  # 40 s and 90 s were not left
+    assert {f["verdict"] for f in findings(context)} == {"not run"}
+    context.deadline += 100
+    peers.run(context)
+    assert [(name, asked.batches, asked.prompt, asked.answer) for name, _, asked in noted] == [
+        *(("Llama-3.2-1B", (1, 16), 256, 128), ("Llama-3.1-8B", (1, 16), 256, 128))
+    ]
+
+
+def test_facts_about_a_gpu(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    context.rehearse = False
+    found = {"name": "GPU", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 150754820096}
+    monkeypatch.setattr(Context, "device", SimpleNamespace(device=torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**found))
+    monkeypatch.setattr(check_environment.shutil, "which", lambda _: "/bin/nvidia-smi")
+    said = SimpleNamespace(returncode=0, stdout="580.1, 1980 MHz, 3201 MHz, 700.00 W\nof another one\n")
+    monkeypatch.setattr(check_environment.subprocess, "run", lambda *_, **__: said)
+    machine = check_environment.machine(context)
+    assert (machine["device"], machine["capability"], machine["memory"]) == ("GPU", "9.0", "140 GiB")
+    assert machine["multiprocessors"] == 132 and machine["driver"] == "580.1, 1980 MHz, 3201 MHz, 700.00 W"
+    said.returncode = 1
+    assert check_environment.driver() == ""
+
+
+def test_a_gpus_own_clock_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two milliseconds between two events around four calls: half a millisecond each."""
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("record")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: order.append("settle"))
+    device: Any = SimpleNamespace(asynchronous=True, device="cuda:0")
+    series = check_timing.seconds(device, lambda: order.append("call"), repeats=1, inner=4, warm=1)
+    assert series.samples == (0.0005,)
+    assert order == ["call", "settle", "record", *["call"] * 4, "record", "wait"]
+
+
+def test_a_step_that_waits_for_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    device: Any = SimpleNamespace(asynchronous=True)
+
+    class Runner:
+        outputs: Mapping[str, int] = {"ids": 7}
+
+        def start(self, work: Any, follows: Any = None) -> Any:
+            if follows == 7 and modes == ["error"] and self.waits:
+                raise RuntimeError("called a synchronizing CUDA operation")
+            return lambda: [1]
+
+    model: Any = SimpleNamespace(runner=Runner())
+    Runner.waits = False  # type: ignore[attr-defined]
+    assert check_models._steady_step(model, device) == [] and modes == ["error", "default"]
+    modes.clear()
+    Runner.waits = True  # type: ignore[attr-defined]
+    (complaint,) = check_models._steady_step(model, device)
+    assert "synchronizing" in complaint and modes == ["error", "default"]
