@@ -142,6 +142,8 @@ def test_one_thing_that_fails_does_not_end_the_others(context: Context) -> None:
     assert context.attempt("fine", lambda: done.append(1))
     assert not context.attempt("long", lambda: done.append(2), needs=1000)
     _, (failing, long) = read_part(context.out, "good")
+    context.longest = 100  # what has taken so long once will again
+    assert not context.attempt("as long as another", lambda: done.append(3))
     assert failing["verdict"] == "wrong" and failing["note"].startswith("ValueError: not this one (test_gpu_check.py:")
     assert long["verdict"] == "not run" and "of the 1000 it takes" in long["note"] and done == [1]
 
