@@ -128,13 +128,13 @@ class Layers:
         self.tables = order.view(shape.batch, shape.pages).contiguous()
         self.attrs, self.attend = shape.attrs, resolve(kernels["attention"].target)
         write, tokens = resolve(kernels["kv_write"].target), PAGE_SIZE * min(count, 4096)
-        new = make(tokens, key * size).to(dtype)
+        self.new = make(tokens, key * size).to(dtype)  # one after the other in all pages
         full = (count, *layout.page_shape(key, size, PAGE_SIZE))
         self.caches = [torch.zeros(full, dtype=getattr(torch, layout.dtype), device=device) for _ in range(layers)]
         for cache in self.caches:
             for first in range(0, count * PAGE_SIZE, tokens):
                 slots = ints(first, min(first + tokens, count * PAGE_SIZE))
-                rows = new[: len(slots)]
+                rows = self.new[: len(slots)]
                 write(rows, rows, slots, cache, head_dim=size, page_size=PAGE_SIZE)
 
     def __call__(self) -> None:

@@ -50,12 +50,14 @@ class Context:
         out: the folder of the run.
         rehearse: play a GPU on the CPU, at toy sizes; figures of speed are then held to no goal.
         deadline: when the stage must have ended, by :func:`time.monotonic`.
+        longest: seconds of the longest of its attempts so far.
     """
 
     stage: str
     out: Path
     rehearse: bool
     deadline: float
+    longest: float = 0.0
 
     @cached_property
     def device(self) -> Accelerator:
@@ -101,10 +103,12 @@ class Context:
         return "" if self.rehearse else "holds" if value >= goal else "short"
 
     def attempt(self, what: str, action: Callable[[], None], needs: float = 0.0) -> bool:
-        """Does one thing of several: not without ``needs`` seconds for it, and if it fails the others go on.
+        """Does one thing of several; if it fails the others go on. Returns whether it was done.
 
-        Returns whether it was done.
+        It is not begun with less time than ``needs``, or than the longest so far has taken: a stage that is stopped in
+        the midst of something has failed.
         """
+        needs, started = max(needs, self.longest), time.monotonic()
         if self.left < needs:
             self.add(Finding(what, "not run", note=f"{max(self.left, 0):.0f} s were left of the {needs:.0f} it takes"))
             return False
@@ -117,6 +121,7 @@ class Context:
             return False
         finally:
             self._release()
+            self.longest = max(self.longest, time.monotonic() - started)
         return True
 
     def _release(self) -> None:

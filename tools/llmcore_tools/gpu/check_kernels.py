@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -117,7 +117,7 @@ class Checker:
     def __call__(self, job: Job) -> Steps:
         """Steps: the kernel's declaration, with the first of its types; then its checks."""
         name, index, dtype = job.key
-        backend, device = plugins().backend(name), Accelerator("cpu" if self.rehearse else "cuda")
+        backend, device = plugins().backend(name), _device("cpu" if self.rehearse else "cuda")
         kernel = backend.kernels[index]
         if job.start == 0 and dtype == kernel.dtypes[0]:
             errors = declaration_errors(kernel, backend)
@@ -126,6 +126,12 @@ class Checker:
         machine = Machine()
         for check in checks_of(job.key, self.rehearse, device)[job.start :]:
             yield check.id, partial(one, check, machine, device)
+
+
+@cache
+def _device(name: str) -> Accelerator:
+    """One for a process: its pinned buffers serve all jobs."""
+    return Accelerator(name)
 
 
 def one(check: Check, machine: Machine, device: Accelerator) -> tuple[str, str]:

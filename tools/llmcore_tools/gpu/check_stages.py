@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,10 +44,10 @@ class Stage:
 
 _HERE = "llmcore_tools.gpu"
 STAGES = (
-    Stage("environment", "versions, device, bandwidth, matrix peaks", f"{_HERE}.check_environment:run", 20),
+    Stage("environment", "versions, device, bandwidth, matrix peaks", f"{_HERE}.check_environment:run", 15),
     Stage("kernels", "every check of the conformance kit on the device", f"{_HERE}.check_kernels:run", 110),
     Stage("models", "tiny models of every family against transformers", f"{_HERE}.check_models:run", 40),
-    Stage("sanitizer", "kernels under compute-sanitizer", f"{_HERE}.check_sanitizer:run", 30),
+    Stage("sanitizer", "kernels under compute-sanitizer", f"{_HERE}.check_sanitizer:run", 35),
     Stage("decode", "tokens per second against the memory's speed", f"{_HERE}.check_decode:run", 150),
     Stage("prefill", "a prompt of 4,096 tokens against the matrix units' speed", f"{_HERE}.check_prefill:run", 50),
     Stage("attention", "decode attention alone, at long contexts", f"{_HERE}.check_attention:run", 40),
@@ -150,9 +151,9 @@ def _end_group(leader: int) -> None:
 def _work(context: Context, stage: Stage, log: Path) -> None:
     """The stage's process: a group of its own, whose words go to ``log``."""
     os.setsid()
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
+    for stream in (1, 2):
+        os.dup2(sys.stderr.fileno(), stream)  # of libraries, and of what it starts
     resolve(stage.target)(context)
 
 
