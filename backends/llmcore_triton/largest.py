@@ -41,7 +41,7 @@ def largest(logits: torch.Tensor, ids: torch.Tensor, *, n: int) -> None:
     if not rows or not n:
         return
     chosen, chunks, _ = chunked("largest", vocab)
-    width = triton.next_power_of_2(n)
+    width = max(2, triton.next_power_of_2(n))  # lists of one are not merged by tl.topk's own way
     listed = chunks * width
     if n > MOST or listed > LISTED or width > chosen.meta["CHUNK"]:
         known = torch.where(logits.isnan(), float("-inf"), logits)

@@ -50,8 +50,39 @@ def _kernel(
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
+FLOATS = ("F32", "F16", "BF16")
+NARROW = {"bfloat16": "bf16", "float16": "f16"}
+
+
+def _floats(op: str, module: str, **more: Any) -> tuple[KernelInfo, ...]:
+    """``op`` on weights of floats: as they lie in the file where that is the activations' type, else converted."""
+    return (
+        *(_kernel(op, module, formats=(short.upper(),), dtypes=(dtype,), **more) for dtype, short in NARROW.items()),
+        _kernel(op, module, formats=FLOATS, dtypes=("float32",), **more),  # read as they are: half the bytes
+        *(
+            _kernel(
+                op,
+                module,
+                formats=FLOATS,
+                dtypes=(dtype,),
+                pack=f"packing:dense_{short}",
+                layout=(f"dense-{short}", 1),
+                keep=False,  # sooner converted than read from disk
+                **more,
+            )
+            for dtype, short in NARROW.items()
+        ),
+    )
+
+
+def _linear(op: str, module: str, **more: Any) -> tuple[KernelInfo, ...]:
+    """``op`` on weights of any format; quantized ones are packed."""
+    packed = _kernel(op, module, formats=QUANTIZED, pack="packing:pack", layout=("triton-groups", 1), **more)
+    return *_floats(op, module, **more), packed
+
+
 ROWS: tuple[KernelInfo, ...] = (
-    _kernel("embedding", "embedding", formats=("F32", "F16", "BF16")),
+    *_floats("embedding", "embedding"),  # a tied table is converted once
     *(_kernel("embedding", "embedding", formats=(form,), name=form.lower()) for form in QUANTIZED),
     _kernel("rms_norm", "rms_norm"),
     _kernel("add_rms_norm", "fused"),
@@ -74,29 +105,6 @@ CACHE: tuple[KernelInfo, ...] = (
 """Ops over the KV cache."""
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-
-
-def _linear(op: str, module: str, **more: Any) -> tuple[KernelInfo, ...]:
-    """``op`` on weights of any format: as they lie in the file where that is the activations' type, else packed."""
-    floats, narrow = ("F32", "F16", "BF16"), {"bfloat16": "bf16", "float16": "f16"}
-    return (
-        *(_kernel(op, module, formats=(short.upper(),), dtypes=(dtype,), **more) for dtype, short in narrow.items()),
-        _kernel(op, module, formats=floats, dtypes=("float32",), **more),  # read as they are: half the bytes
-        *(
-            _kernel(
-                op,
-                module,
-                formats=floats,
-                dtypes=(dtype,),
-                pack=f"packing:dense_{short}",
-                layout=(f"dense-{short}", 1),
-                keep=False,  # sooner converted than read from disk
-                **more,
-            )
-            for dtype, short in narrow.items()
-        ),
-        _kernel(op, module, formats=QUANTIZED, pack="packing:pack", layout=("triton-groups", 1), **more),
-    )
 
 
 LINEAR: tuple[KernelInfo, ...] = (

@@ -58,6 +58,8 @@ def as_json(model: str, found: Explanation) -> dict[str, Any]:
     return {
         "model": model,
         "tokens": values["tokens"],
+        "device": values["device"],
+        "dtype": values["dtype"],
         "nodes": values["rows"],
         "segments": [{"kind": kind, "nodes": count} for kind, count in found.segments],
         "kv_cache": values["kv_cache"],
@@ -74,7 +76,8 @@ def as_text(model: str, found: Explanation, full: bool) -> str:
     more = f" and {len(found.segments) - 6} more" if len(found.segments) > 6 else ""
     return "\n".join(
         [
-            f"{model}: a step of {found.tokens} token{'s' if found.tokens > 1 else ''}, {len(rows)} nodes",
+            f"{model}: a step of {found.tokens} token{'s' if found.tokens > 1 else ''}, {len(rows)} nodes; "
+            f"activations are {found.dtype} on {found.device}",
             "",
             table(("op", "node", "backend", "kernel", "abi", "reason"), shown),
             "",

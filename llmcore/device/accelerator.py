@@ -140,7 +140,7 @@ class Accelerator:
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         gc.collect()  # a tensor that is freed meanwhile would be an error
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             calls()
         replay: Callable[[], None] = graph.replay
         return replay

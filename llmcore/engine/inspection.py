@@ -52,13 +52,18 @@ def trace(engine: Engine, ids: Sequence[int], chunk: int | None = None) -> dict[
 def explain(engine: Engine, tokens: int) -> Explanation:
     """How a step of ``tokens`` tokens is run: the model's nodes with greedy decoding, then the sampler's.
 
+    On an accelerator it is the step of so many sequences with a token each, where there can be as many.
+
     Raises:
         ConfigError: a step cannot have so many tokens.
     """
     most = engine.runner.sizes.tokens
     if not 1 <= tokens <= most:
         raise ConfigError(f"tokens is {tokens}", remedy=f"a step has 1 to {most} tokens")
-    program, sampling = engine.runner.program("ids", tokens), engine.launcher.sampler.program((True, True, True))
+    runner = engine.runner
+    one_each = bool(runner.recorded) and tokens <= runner.sizes.seqs
+    program = runner.program("ids", tokens, one_each=one_each)
+    sampling = engine.launcher.sampler.program((True, True, True))
     plan, offset = program.plan, len(program.segments)
     return Explanation(
         tokens,
@@ -68,7 +73,9 @@ def explain(engine: Engine, tokens: int) -> Explanation:
         plan.lower_bound,
         plan.total,
         plan.reuse,
-        _kv_cache(engine.runner),
+        _kv_cache(runner),
+        runner.place.device.name,
+        runner.place.dtype,
     )
 
 

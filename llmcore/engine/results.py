@@ -68,6 +68,7 @@ class Explanation:
         segments: kind of each segment and how many nodes it runs.
         total_bytes: what the intermediate values would take without sharing.
         kv_cache: the KV cache: its element type, layout, pages, and bytes of a token.
+        device, dtype: where it runs, and the type of its activations.
     """
 
     tokens: int
@@ -78,6 +79,8 @@ class Explanation:
     total_bytes: int
     reuse_factor: float
     kv_cache: KVCacheUse
+    device: str = "cpu"
+    dtype: str = "float32"
 
 
 @dataclass

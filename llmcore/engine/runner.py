@@ -120,8 +120,7 @@ class Runner:
 
     def _take_pages(self) -> None:
         """Sizes the KV cache by what the largest step leaves of the device's memory, and records decode steps."""
-        count = min(self.sizes.tokens, self._spare * self.sizes.page_size)
-        self.run([([0] * count, 0, range(-(-count // self.sizes.page_size)), (count - 1,))])
+        self.run(self._largest())
         self.programs.clear()  # they hold the pages
         self.states.clear()
         free = self.place.device.free_memory()
@@ -129,6 +128,16 @@ class Runner:
         self.sizes = replace(self.sizes, kv_budget=budget).with_pages(self.page_bytes)
         self._allocate_pages(self.sizes.pages)
         self.warm_up()
+
+    def _largest(self) -> list[Work]:
+        """The largest step: of as many sequences as it takes, if it has more tokens than one may have.
+
+        They write to the same pages, which nobody reads.
+        """
+        size, whole = self.sizes, self.sizes.context
+        most = min(size.tokens, whole * size.seqs)
+        counts = [min(whole, most - start) for start in range(0, most, whole)]
+        return [([0] * count, 0, range(-(-count // size.page_size)), (count - 1,)) for count in counts]
 
     def warm_up(self) -> None:
         """Runs each recorded decode step once, over the page that belongs to nobody."""

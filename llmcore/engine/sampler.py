@@ -7,14 +7,16 @@ token's index alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmcore.device import HOST, Place
-from llmcore.dims import R
+from llmcore.dims import Bounds, R
 from llmcore.engine.request import Request
+from llmcore.engine.sizes import recorded_sizes
 from llmcore.graph.graph import Graph
 from llmcore.graph.inputs import StepInputs
 from llmcore.graph.program import HERE, Compiler, Memory, Program
@@ -70,7 +72,10 @@ class Sampler:
         self.outputs = {name: place.device.zeros((self.rows,), "int32") for name in ("best", "ids")}
         memory = Memory(WeightStore({}), {}, self.outputs)
         self.compiler = Compiler(registry, memory, self.inputs, pool, place)
-        self.programs: dict[Draw | None, Program] = {}
+        self.recorded = recorded_sizes(self.rows) if place.device.captures else []
+        for name in ("temperature", "top_p"):  # of rows that fill a recorded step up
+            self.inputs.arrays[name][...] = 1
+        self.programs: dict[tuple[Draw | None, int], Program] = {}
         self.tokens = place.device.zeros((self.rows,), "int32")
         self._reader = place.device.reader(self.tokens)
         self._written: list[Request] = []  # whose parameters the inputs hold
@@ -122,9 +127,11 @@ class Sampler:
                 for request in requests
             )
             self.inputs.arrays["u"][:count] = [*drawn]
+        if self.recorded:
+            count = self.recorded[bisect_left(self.recorded, count)]
         self.inputs.set_sizes(0, 0, count)
         self.inputs.send()
-        self.program(self._draw).run()
+        self.program(self._draw, count).run()
 
     def _change(self, row: int, request: Request) -> None:
         """Applies a request's penalties and rules to its row, which an accelerator gives to the host for that."""
@@ -150,12 +157,16 @@ class Sampler:
         self._draw = None if all(p.greedy for p in params) else filters
         self._written = list(requests)
 
-    def program(self, draw: Draw | None) -> Program:
-        """The program with the wanted ones of top-k, top-p and min-p; None: without a draw."""
-        if draw not in self.programs:
-            sizes = {"T": self.rows, "S": self.rows, "R": self.rows}
-            self.programs[draw] = self.compiler.build(sampling_graph(self.vocab, draw), sizes)
-        return self.programs[draw]
+    def program(self, draw: Draw | None, rows: int = 0) -> Program:
+        """The program with the wanted ones of top-k, top-p and min-p; None: without a draw.
+
+        One for all numbers of rows, but on an accelerator one for each that is recorded.
+        """
+        rows = rows if self.recorded and rows else self.rows
+        if (draw, rows) not in self.programs:
+            bounds = Bounds({"T": rows, "S": rows, "R": rows}, one_each=bool(self.recorded))
+            self.programs[draw, rows] = self.compiler.build(sampling_graph(self.vocab, draw), bounds)
+        return self.programs[draw, rows]
 
 
 def uniform(seed: int, index: int) -> float:

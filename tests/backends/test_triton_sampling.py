@@ -26,7 +26,7 @@ def _wanted(check: Check) -> bool:
     if check.dtype != "float32":
         return dims["R"] == 3 and "N" not in dims
     if check.kernel.op in SLOW:
-        return dims["V"] < 256 and dims["R"] < 10 and dims.get("N", 20) in (20, 30)
+        return dims["V"] < 256 and dims["R"] < 10
     return dims["V"] < 1000
 
 

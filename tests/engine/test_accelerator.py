@@ -81,7 +81,7 @@ def test_activations_may_be_narrow(load: Callable[..., LLM], tiny_model: MakeTin
     assert llm.runner.registry.kv_dtype == dtype
     assert found.dtype == np.float32
     assert str(llm.runner.outputs["logits"].dtype) == "torch.float32"
-    assert llm.explain().kv_cache.dtype == dtype
+    assert llm.explain().kv_cache.dtype == llm.explain().dtype == dtype
 
 
 def test_hidden_states_come_back(load: Callable[..., LLM], here: LLM) -> None:
@@ -139,7 +139,11 @@ def test_what_can_be_recorded_is(load: Callable[..., LLM], here: LLM, monkeypatc
     programs = {id(p): p for (_, _, one_each), p in llm.runner.programs.items() if one_each}
     kinds = [segment.kind for program in programs.values() for segment in program.segments]
     assert kinds[:3] == ["captured", "calls", "captured"]
-    assert len(recorded) == kinds.count("captured")  # each once, however often it ran
+    sampling = [
+        segment.kind for program in llm.engine.launcher.sampler.programs.values() for segment in program.segments
+    ]
+    assert set(sampling) == {"captured"}
+    assert len(recorded) == kinds.count("captured") + len(sampling)  # each once, however often it ran
     prefill = next(p for (_, _, one_each), p in llm.runner.programs.items() if not one_each)
     assert {segment.kind for segment in prefill.segments} == {"calls"}
 
@@ -205,6 +209,18 @@ def test_an_error_of_a_step_under_way_ends_its_requests_alone(load: Callable[...
     wanted = here.generate([PROMPTS[0]], SamplingParams(**LONG))[0]
     assert there.generate([PROMPTS[0]], SamplingParams(**LONG))[0].token_ids == wanted.token_ids
     there.engine.verify()
+
+
+def test_a_step_may_have_more_tokens_than_a_sequence(load: Callable[..., LLM], here: LLM) -> None:
+    """The largest step, by which memory is measured, is then one of several sequences; the last may be short."""
+    small = replace(SETTINGS, max_context=26, max_batch_tokens=60)
+    there = load(settings=small)
+    ran = [len(ids) for ids, *_ in there.runner._largest()]
+    assert ran == [26, 26, 8]
+    assert [len(ids) for ids, *_ in load(settings=replace(small, max_seqs=1)).runner._largest()] == [26]
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    found, wanted = there.generate(PROMPTS, params), here.generate(PROMPTS, params)
+    assert [a.token_ids for a in found] == [a.token_ids for a in wanted]
 
 
 def test_weights_are_copied_once_and_not_kept(load: Callable[..., LLM]) -> None:

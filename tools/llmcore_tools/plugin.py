@@ -25,4 +25,7 @@ def llmcore_commands() -> list[CommandInfo]:
             80,
         ),
         CommandInfo("gpu-tune", "find the fastest configurations of GPU kernels on this GPU", f"{GPU}.tune:main", 81),
+        CommandInfo(
+            "gpu-check", "check the GPU backend on this machine's GPU, and measure it", f"{GPU}.check:main", 82
+        ),
     ]

@@ -102,10 +102,11 @@ def _columns(table: Table) -> str:
 def as_markdown(report: Report) -> str:
     """Headings and tables, as ``docs/benchmarks`` keeps them."""
     facts = Table("Measured on", ("what", "value"), tuple(lines(report.machine)))
-    return "\n\n".join(_section(table) for table in (facts, *report.tables))
+    return "\n\n".join(section(table) for table in (facts, *report.tables))
 
 
-def _section(table: Table) -> str:
+def section(table: Table) -> str:
+    """One table in Markdown, under its heading."""
     rule = ["---:" if right else "---" for right in _numeric(table)]
     rows = [_cells(table.head), f"| {' | '.join(rule)} |", *map(_cells, table.rows)]
     note = f"\n\n{table.note}" if table.note else ""
