@@ -74,7 +74,10 @@ def compiled(
         raise GpuToolError("compiling GPU kernels needs Triton", remedy="pip install 'llmcore[gpu]'") from error
     steps = [(step.tokens, step.seqs) for step in workload.steps]
     asked = {"backends": backends, "compile": compile, "workload": {**asdict(workload), "steps": steps}}
-    answers = [_child(target, asked, jobs) for target in targets]
+    answers = []
+    for target in targets:
+        print(f"compiling for {target} …", file=sys.stderr, flush=True)
+        answers.append(_child(target, asked, jobs))
     return Found(
         triton,
         _words(workload),
