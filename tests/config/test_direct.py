@@ -48,7 +48,7 @@ OPTIONS = {
     group: [
         f"{group}={name}"
         for file in (files("llmcore_conf") / group).iterdir()
-        if (name := file.name.removesuffix(".yaml")) not in ("custom", "triton")
+        if (name := file.name.removesuffix(".yaml")) not in ("custom", "triton", "triton_fp8", "triton_w8a8")
     ]
     for group in GROUPS
 }
