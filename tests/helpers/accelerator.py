@@ -24,5 +24,5 @@ def on_accelerator(dtype: str = "float32") -> Iterator[Accelerator]:
     """Models that are loaded meanwhile run there, with activations of ``dtype``."""
     device = accelerator()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmcore.llm.place_of", lambda *_: Place(device, dtype))
+        patch.setattr("llmcore.llm.place_of", lambda *_, **__: Place(device, dtype))
         yield device
