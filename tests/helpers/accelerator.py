@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 NAME = "cuda" if torch.cuda.is_available() and not INTERPRETING else "cpu"
 
 
+@cache
 def accelerator() -> Accelerator:
-    """The device."""
+    """The device; one for all kernels, for each keeps pinned memory, and so long as a collected check knows it."""
     return Accelerator(NAME)
 
 
@@ -38,8 +40,8 @@ def here(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def on_accelerator(dtype: str = "float32") -> Iterator[Accelerator]:
-    """Models that are loaded meanwhile run there, with activations of ``dtype``."""
-    device = accelerator()
+    """Models that are loaded meanwhile run there, with activations of ``dtype``. Each has a pool of graphs."""
+    device = Accelerator(NAME)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llmcore.llm.place_of", lambda *_: Place(device, dtype))
         yield device
