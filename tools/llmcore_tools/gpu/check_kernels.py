@@ -18,7 +18,7 @@ from llmcore.plugins import plugins
 from llmcore.testing.buffers import KernelMismatch
 from llmcore.testing.conformance import Check, checks, declaration_errors
 from llmcore.testing.invoke import Machine
-from llmcore_tools.gpu.check_context import Context, Finding
+from llmcore_tools.gpu.check_context import Context, Finding, Verdict
 from llmcore_tools.gpu.check_crew import Crew, Job, Poisoned, Step, Steps
 
 BACKENDS = ("triton", "triton_w8a8", "triton_fp8")  # those of them that are there
@@ -77,7 +77,7 @@ class Tally:
             notes.append(f"and {len(self.wrong) - SHOWN} more")
         if not self.counts["ok"]:
             notes += [f"refused: {reason}" for reason, _ in self.reasons.most_common(1)]
-        verdict = "wrong" if self.wrong else "holds" if self.counts["ok"] else "not run"
+        verdict: Verdict = "wrong" if self.wrong else "holds" if self.counts["ok"] else "not run"
         return Finding(what, verdict, values, "; ".join(notes))
 
 

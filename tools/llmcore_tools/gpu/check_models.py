@@ -28,8 +28,13 @@ BOUNDS = {"float32": 1e-4, "float16": 0.006, "bfloat16": 0.05}  # root mean squa
 FORMATS = ("F32", "BF16", "Q8_0", "Q4_0")
 KINDS = sorted(product(FORMATS, BOUNDS), key=lambda kind: kind != ("BF16", "bfloat16"))  # what most models are, first
 TOKENS = 40  # of the sequence whose logits are compared: several pages
-CHUNKS = (None, 5, 1)  # all at once, in pieces, and token by token: recorded decode steps
-PROMPTS = ([5, 9, 20, 31], [40], [7, 7, 8, 100, 3, 2, 19, 64, 5, 81, 11, 12, 9, 9, 4, 70, 71, 72], [200, 4, 6])
+CHUNKS: Sequence[int | None] = (None, 5, 1)  # all at once, in pieces, and token by token: recorded decode steps
+PROMPTS: Sequence[list[int]] = (
+    [5, 9, 20, 31],
+    [40],
+    [7, 7, 8, 100, 3, 2, 19, 64, 5, 81, 11, 12, 9, 9, 4, 70, 71, 72],
+    [200, 4, 6],
+)
 ANSWER = 8
 NEEDS_S = 2.0
 

@@ -118,7 +118,7 @@ def compare_logits(context: Context, name: str, theirs: Any, ours: Loaded, score
     found, rounded = ours.logits(ids), logits_of(theirs, ids)
     exact = logits_of(deepcopy(theirs).float(), ids)
     error, their_error = relative(found, exact), relative(rounded, exact)
-    values = {
+    values: dict[str, Value] = {
         "our error": error,
         "their error": their_error,
         "largest difference": float(np.abs(found - rounded).max()),
