@@ -85,7 +85,7 @@ def _present() -> Target:
 
 def ready() -> str | None:
     """Why no kernel of this backend can run here, or None. Imports torch only where there may be a GPU."""
-    if INTERPRETING:
+    if INTERPRETING or _pretended:
         return None
     if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
         return "no GPU here (TRITON_INTERPRET=1 runs its kernels on the CPU, slowly)"

@@ -68,6 +68,8 @@ loop:
   %5 = phi ptr addrspace(1) [ %4, %0 ], [ %6, %loop ]
   %6 = getelementptr i8, ptr addrspace(1) %5, i64 64
   %7 = call { i32, i32, i32, i32 } asm "@$9 ld.global.v4.b32 { $0, $1, $2, $3 };", "=r"(ptr addrspace(1) %5, i1 %8) #3
+  call void asm "cp.async.cg.shared.global [ $0 ], [ $1 ], 0x10;", "r"(ptr addrspace(3) %9, ptr addrspace(1) %2)
+  %12 = call i32 asm "mov $0, 0x0;\\0A\\09ld.global.L1::evict_first.b32 { $0 }, [ $1 ];", "=r,l"(ptr addrspace(1) %6)
   %10 = tail call i16 asm sideeffect "@$2 ld.global.b16 { $0 }, [ $1 + 0 ];", "=h,l,b"(ptr addrspace(1) %2, i1 %8)
   call void asm "cp.async.ca.shared.global [ $0 ], [ $1 ], 0x8, $2;", "r"(ptr addrspace(3) %9, ptr addrspace(1) %96)
   %96 = select i1 %8, ptr addrspace(1) %2, ptr addrspace(1) %0
@@ -88,8 +90,16 @@ define amdgpu_kernel void @f(ptr addrspace(1) inreg readonly captures(none) %0, 
 
 def test_loads_are_known_by_their_argument() -> None:
     """Through loops, selections and buffers; what is loaded from shared memory, or stored, is none."""
-    assert loads_of(ON_NVIDIA) == {0: {8: 1, 16: 1}, 2: {2: 1, 8: 1}}
+    assert loads_of(ON_NVIDIA) == {0: {4: 1, 8: 1, 16: 1}, 2: {2: 1, 8: 1, 16: 1}}
     assert loads_of(ON_AMD) == {0: {1: 1, 16: 2}, 1: {2: 1, 4: 1, 16: 1}}, "an unaligned load is split"
+
+
+def test_loads_from_elsewhere_are_not_passed_over() -> None:
+    """Neither a pointer out of memory, nor an instruction that is written in another way."""
+    pointer = "  %1 = load i32, ptr addrspace(1) %0, align 4\n  %2 = inttoptr i64 %9 to ptr addrspace(1)\n"
+    assert loads_of(pointer) == {-1: {4: 1}}
+    assert loads_of('  call void asm "ld.global.new.thing [$0];", "r"(i64 %1)') == {-1: {0: 1}}
+    assert complaints(compiled(Reading(**{**GOOD, "loads": {-1: {0: 1}}}))) == ["loads from nobody knows where"]
 
 
 def test_dots() -> None:

@@ -38,8 +38,8 @@ def compile_all(target: str, jobs: int, asked: dict[str, Any]) -> dict[str, Any]
     backends = resolve(asked["backends"])()
     steps = tuple(Step(*step) for step in asked["workload"]["steps"])
     lists = {key: tuple(value) for key, value in asked["workload"].items() if isinstance(value, list)}
-    calls = calls_of(backends, Workload(**{**asked["workload"], **lists, "steps": steps}))
-    with recording(target) as recorder:
+    with recording(target) as recorder:  # backends are asked for their kernels there: what they offer depends on it
+        calls = calls_of(backends, Workload(**{**asked["workload"], **lists, "steps": steps}))
         for call, places in calls.places.items():
             recorder.call(call, places)
     variants = [recorder.variants[key] for key in sorted(recorder.variants)]
@@ -70,7 +70,8 @@ def _compiled(work: tuple[str, int]) -> Reading | str:
     try:
         return _work[index].compiled(gpu_target(target))
     except Exception as error:  # whatever the compiler raises belongs to this variant
-        return f"{type(error).__name__}: {(str(error).strip() or 'without a word').splitlines()[-1]}"
+        said = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+        return f"{type(error).__name__}: {said[-1] if said else 'without a word'}"
 
 
 def _renumbered(tensors: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:

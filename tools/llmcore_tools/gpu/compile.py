@@ -84,7 +84,7 @@ def compiled(
         [Compiled.of(answer["target"], each) for answer in answers for each in answer["variants"]],
         [(where, what) for answer in answers for where, what in answer["problems"]],
         {op: why for answer in answers for op, why in answer["missing"].items()},
-        sorted({target for answer in answers for target in answer["uncalled"]}),
+        sorted(set.intersection(*({*answer["uncalled"]} for answer in answers))),
     )
 
 

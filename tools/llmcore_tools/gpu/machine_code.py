@@ -25,7 +25,8 @@ class Reading:
         spills: instructions (NVIDIA) or registers (AMD) that keep values in local memory for want of registers.
         stack: bytes of local memory of a thread.
         shared: bytes of shared memory of a program.
-        loads: argument (by its number, constants left out) → width in bytes → loads of that width in the code.
+        loads: argument (by its number, constants left out; -1: not known) → width in bytes → loads of that width in
+            the code.
         matrix: the matrix instructions' names, without shapes.
         dots: element types of the operands of ``tl.dot``, as Triton's IR has them.
         instructions: in all.
@@ -62,18 +63,22 @@ NAME = r"(?:\w+ )*(%[\w.]+)"  # after a type and attributes
 IR_LOAD = re.compile(r"= load (?:<(\d+) x )?([a-z]+\d*)>?, ptr addrspace\(1\) (%[\w.]+), align (\d+)")
 IR_BUFFER = re.compile(rf"buffer\.load\.(?:v(\d+))?([a-z]+\d+)\(ptr addrspace\(8\) {NAME}")
 IR_TO_SHARED = re.compile(rf"load\.[\w.]*lds[\w.]*\(ptr addrspace\([18]\) {NAME}, ptr addrspace\(3\) .*?, i32 (\d+)")
-IR_PTX = re.compile(rf"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+) .*ptr addrspace\(1\) {NAME}")
-IR_COPY = re.compile(rf"cp\.async\.c[ag]\.shared\.global.*?, (0x[0-9a-f]+|\d+),.*ptr addrspace\(1\) {NAME}")
+IR_PTX = re.compile(rf"(?<![a-z])ld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+) .*ptr addrspace\(1\) {NAME}")
+IR_COPY = re.compile(rf"cp\.async\.c[ag]\.shared\.global.*?, (0x[0-9a-f]+|\d+)[,;].*ptr addrspace\(1\) {NAME}")
+IR_ANY_LOAD = re.compile(
+    r"= load .*addrspace\(1\)|call .*(?:ld\.global|cp\.async\.c[ag]\.shared|buffer\.load|load\.[\w.]*lds)"
+)
+UNKNOWN = -1
 IR_SIZES = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 
 
 def loads_of(ir: str) -> dict[int, dict[int, int]]:
-    """The global loads in LLVM IR: argument → width in bytes → how many."""
+    """The global loads in LLVM IR: argument → width in bytes → how many; those from nobody knows where under -1."""
     roots = _roots(ir)
     found: dict[int, Counter[int]] = {}
-    for line in ir.splitlines():
+    for line in filter(IR_ANY_LOAD.search, ir.splitlines()):
         name, width = _load(line)
-        for argument in roots.get(name, ()):
+        for argument in roots.get(name, (UNKNOWN,)):
             found.setdefault(argument, Counter())[width] += 1
     return {argument: dict(sorted(widths.items())) for argument, widths in sorted(found.items())}
 

@@ -32,7 +32,7 @@ class Found:
         workload: in words.
         problems: ``(launcher in place, what)``: launchers that failed, once for every target that they failed for.
         missing: ops without a kernel, with the reason.
-        uncalled: kernels that the workload does not call.
+        uncalled: kernels that the workload calls for none of the targets.
     """
 
     triton: str

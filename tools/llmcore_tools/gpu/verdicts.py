@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from llmcore_tools.gpu.machine_code import Reading
+from llmcore_tools.gpu.machine_code import UNKNOWN, Reading
 from llmcore_triton.device import KNOWN, Target
 
 LARGE = 1 << 20  # bytes; below, a launch takes as long as any launch does
@@ -99,6 +99,8 @@ def _wrong(reading: Reading, widths: Mapping[int, int], target: Target, prefill:
         yield "a dot without matrix instructions"
     elif prefill and target.name == "sm_90" and reading.dots and not WARP_GROUP & {*reading.matrix}:
         yield "prefill without wgmma"
+    if UNKNOWN in reading.loads:
+        yield "loads from nobody knows where"
     if widths and wide_share(widths) < WIDE_SHARE:
         yield "narrow loads: " + ", ".join(f"{count} of {width} bytes" for width, count in sorted(widths.items()))
 

@@ -149,9 +149,8 @@ def _add_calls(found: Calls, backend: BackendInfo, workload: Workload) -> dict[s
 
 
 def _registry(backend: BackendInfo, kv_dtype: str) -> Registry:
-    """Of this backend alone, which is taken to be ready: nothing will run."""
-    offered = replace(backend, ready="", requires=())
-    return Registry(Plugins(backends={backend.name: offered}), Preference((backend.name,), kv_dtype=kv_dtype))
+    """Of this backend alone."""
+    return Registry(Plugins(backends={backend.name: backend}), Preference((backend.name,), kv_dtype=kv_dtype))
 
 
 @cache
