@@ -45,7 +45,8 @@ class EngineSettings:
         max_batch_tokens: tokens in one step; a longer prompt is computed in chunks of this many.
         max_rows: rows whose logits one step can return.
         page_size: tokens of a KV page.
-        kv_pages: KV pages; 0: enough for ``max_seqs`` full contexts within 2 GiB, and for one in any case.
+        kv_pages: KV pages; 0: enough for ``max_seqs`` full contexts within 2 GiB (on an accelerator: within what is
+            left of its memory), and for one in any case.
         buckets: step sizes that get a program of their own.
         kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements. ``auto`` is bfloat16 where
             activations are rounded in any case, else that of activations.

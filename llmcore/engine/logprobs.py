@@ -64,7 +64,7 @@ class LogprobReader:
         rows = len(requests)
         self.inputs.set_sizes(0, 0, rows)
         program.run()
-        highs, totals = self.outputs["high"][:rows].tolist(), self.outputs["total"][:rows].tolist()
+        highs, totals = (self.device.fetch(self.outputs[name][:rows]).tolist() for name in ("high", "total"))
         sums = [high + log(total) if total > 0 else high for high, total in zip(highs, totals, strict=True)]
         kept = [self._kept(row, request) for row, request in enumerate(requests)]
         return Reading(kept, sums, self.device.fetch(self.largest[count][:rows]))

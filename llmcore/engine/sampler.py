@@ -92,10 +92,10 @@ class Sampler:
                 self._change(row, request)
         self._run(requests)
         count = len(requests)
-        best: list[int] = self.outputs["best"][:count].tolist()
+        best: list[int] = self.device.fetch(self.outputs["best"][:count]).tolist()
         if self._draw is None:
             return best
-        ids = self.outputs["ids"][:count].tolist()
+        ids = self.device.fetch(self.outputs["ids"][:count]).tolist()
         return [b if b < 0 or r.params.greedy else drawn for b, drawn, r in zip(best, ids, requests, strict=True)]
 
     def start(self, requests: Sequence[Request], *, unseen: int = 0) -> Callable[[], list[int]]:
