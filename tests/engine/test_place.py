@@ -83,7 +83,7 @@ def test_a_gpu_without_bfloat16() -> None:
 
 
 def test_exact_is_float32() -> None:
-    with pytest.raises(ConfigError, match="compute=exact keeps activations in float32, and engine.dtype is bfloat16"):
+    with pytest.raises(ConfigError, match=r"compute=exact keeps activations in float32, and engine\.dtype is bfloat16"):
         place_of("cpu", "bfloat16", (), {}, exact=True)
 
 
