@@ -23,7 +23,14 @@ from llmcore.config.schema import Config, ModelConfig
 from llmcore.engine import inspection
 from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
-from llmcore.engine.load import EngineSettings, family_of, make_policy, make_runner, usable_threads
+from llmcore.engine.load import (
+    EngineSettings,
+    family_of,
+    make_policy,
+    make_runner,
+    too_little_memory,
+    usable_threads,
+)
 from llmcore.engine.place import place_of
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
@@ -117,7 +124,8 @@ class LLM:
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         self.checkpoint.forget_vocabulary()
         sizes = settings.sizes(self.spec)
-        place = place_of(settings.device, settings.dtype, registry.backends.values(), self.checkpoint.config)
+        exact, backends = compute == "exact", registry.backends.values()
+        place = place_of(settings.device, settings.dtype, backends, self.checkpoint.config, exact=exact)
         self.runner = make_runner(
             self.checkpoint,
             self.spec,
@@ -129,9 +137,13 @@ class LLM:
             cache=PackedCache.at(cache_dir) if cache_packed else None,
             taps=taps,
         )
-        self.engine = Engine(
-            self.runner, self.tokenizer, self._eos_ids(), policy=policy, prefix_cache=settings.prefix_cache
-        )
+        try:
+            with place.device.scope():
+                self.engine = Engine(
+                    self.runner, self.tokenizer, self._eos_ids(), policy=policy, prefix_cache=settings.prefix_cache
+                )
+        except MemoryError as error:
+            raise too_little_memory(place, error) from error
         forget_linker()
         self.load_s = time.perf_counter() - started
 
@@ -178,6 +190,7 @@ class LLM:
     def close(self) -> None:
         """Ends the worker threads and lets go of the files; the model answers no more."""
         self._closed = True
+        self.engine.close()
         if "_pool" in self.__dict__:
             self._pool.close()
         self.checkpoint.close()

@@ -13,7 +13,10 @@ def add(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, y: torch.Tensor) -> None:
     """``y = silu(gate) * up``; ``y`` may be either."""
-    y.copy_(silu(gate.float()) * up)
+    if y.dtype == torch.float32:
+        torch.mul(silu(gate), up, out=y)
+    else:
+        y.copy_(silu(gate.float()) * up)
 
 
 def gather(x: torch.Tensor, rows: torch.Tensor, y: torch.Tensor) -> None:

@@ -10,4 +10,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, *, eps: flo
     width = weight.shape[0]
     groups = x.float().view(-1, width)  # [M · D / C, C]
     scale = groups.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    y.view(-1, width).copy_(groups * scale * weight)
+    if y.dtype == torch.float32:
+        torch.mul(groups * scale, weight, out=y.view(-1, width))
+    else:
+        y.view(-1, width).copy_(groups * scale * weight)

@@ -6,7 +6,8 @@ Torch's CPU can stand in for one. Every byte then takes the way that it takes to
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from math import prod
 from typing import Any
@@ -43,16 +44,23 @@ class Accelerator:
         self.kind = found.type
         self.name = str(found)
         self.asynchronous = found.type == "cuda"
+        self.narrow = "bfloat16" if not self.asynchronous or torch.cuda.is_bf16_supported() else "float16"
+        self._stream = torch.cuda.Stream(found) if self.asynchronous else None
         self._stages: list[tuple[torch.Tensor, Any]] = []
         self._pool: Any = None
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        """Memory is taken at once."""
+        """Memory is taken at once; that of models which nobody uses any more is collected first where it is needed."""
+        kind = getattr(torch, dtype)
         try:
-            return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)
+            return torch.zeros(shape, dtype=kind, device=self.device)
+        except torch.OutOfMemoryError:
+            gc.collect()
+            torch.cuda.empty_cache()
+        try:
+            return torch.zeros(shape, dtype=kind, device=self.device)
         except torch.OutOfMemoryError as error:
-            nbytes = prod(shape) * numpy_dtype(dtype).itemsize
-            raise MemoryError(f"{self.name} has no room for {nbytes / 1e9:.2f} GB more") from error
+            raise MemoryError(f"no room for {prod(shape) * kind.itemsize / 1e9:.2f} GB more") from error
 
     def view(self, block: torch.Tensor, offset: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         """A view."""
@@ -71,7 +79,7 @@ class Accelerator:
             done.synchronize()
             stage[: piece.size].numpy()[...] = piece
             target[start : start + piece.size].copy_(stage[: piece.size], non_blocking=True)
-            done.record()
+            self._mark(done)
         return there
 
     def _staging(self) -> list[tuple[torch.Tensor, Any]]:
@@ -84,6 +92,10 @@ class Accelerator:
 
     def _event(self) -> Any:
         return torch.cuda.Event() if self.asynchronous else _Done()
+
+    def _mark(self, event: Any) -> None:
+        """Puts ``event`` behind all that this device was asked for."""
+        event.record(torch.cuda.current_stream(self.device) if self.asynchronous else None)
 
     def fetch(self, array: torch.Tensor) -> Array:
         """A copy; waits for the device."""
@@ -99,7 +111,7 @@ class Accelerator:
         def start(count: int) -> Callable[[], Array]:
             landing, arrived = next(landings)
             landing[:count].copy_(array[:count], non_blocking=True)
-            arrived.record()
+            self._mark(arrived)
 
             def wait() -> Array:
                 arrived.synchronize()
@@ -125,7 +137,7 @@ class Accelerator:
 
         def send() -> None:
             there.copy_(here, non_blocking=True)
-            done.record()
+            self._mark(done)
 
         views = {name: self.view(there, offset, shape, dtype) for name, (offset, shape, dtype) in places.items()}
         return Mirror(host, views, send, done.synchronize)
@@ -139,25 +151,35 @@ class Accelerator:
             return calls
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        gc.collect()  # a tensor that is freed meanwhile would be an error
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             calls()
         replay: Callable[[], None] = graph.replay
         return replay
 
     def free_memory(self) -> int | None:
-        """What the driver says, and what torch keeps for later."""
+        """What the driver says: what torch keeps for later is not free, for the same steps will need it again."""
         if not self.asynchronous:
             return None
-        gc.collect()
-        torch.cuda.empty_cache()
+        torch.cuda.synchronize(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0])
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """A stream of our own: graphs cannot be recorded on the one that torch begins with."""
+        try:
+            with ExitStack() as stack:
+                if self._stream is not None:
+                    stack.enter_context(torch.cuda.device(self.device))
+                    stack.enter_context(torch.cuda.stream(self._stream))
+                yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{self.name} has no room left: {error}") from error
 
 
 class _Done:
     """An event where nothing is asynchronous."""
 
-    def record(self) -> None:
+    def record(self, stream: None) -> None:
         """Nothing is under way."""
 
     def synchronize(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,11 +53,13 @@ class Device(Protocol):
         kind: what :class:`llmcore.hookspecs.KernelInfo` lists under ``devices``: ``cpu`` or ``cuda`` (ROCm's too).
         name: which of its kind: ``cuda:0``.
         captures: whether runs of calls can be recorded and replayed (CUDA graphs).
+        narrow: the type of 16 bits that it computes best with.
     """
 
     kind: str
     name: str
     captures: bool
+    narrow: str
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A new array of zeros, aligned to 64 bytes or more. Raises :class:`MemoryError` where it does not fit."""
@@ -83,7 +86,14 @@ class Device(Protocol):
         """Records what ``calls`` does on the device, without doing it; what is returned does it again and again."""
 
     def free_memory(self) -> int | None:
-        """Bytes that are free; None where memory is given as it is touched."""
+        """Bytes that nobody has asked the device for; None where memory is given as it is touched."""
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Around all that asks the device for work: puts it on one stream of this device, whichever the thread has.
+
+        Raises:
+            MemoryError: at its end, where the device had no room.
+        """
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
@@ -36,12 +37,16 @@ def nothing() -> None:
     """What there is to send or to wait for where memory is shared."""
 
 
+ANYWHERE = nullcontext()
+
+
 class Host:
     """The memory that processors compute in: nothing is ever copied."""
 
     kind = "cpu"
     name = "cpu"
     captures = False
+    narrow = "bfloat16"
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """Memory is taken as it is touched."""
@@ -75,6 +80,10 @@ class Host:
 
     def free_memory(self) -> None:
         """Memory is given as it is touched."""
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Nothing is to be done."""
+        return ANYWHERE
 
 
 HOST = Host()

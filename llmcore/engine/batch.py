@@ -49,7 +49,7 @@ class BatchWriter:
                 rows[row] = first + offset
                 row += 1
             if self._tables[s] != pages:  # most steps add no page
-                self._tables[s] = list(pages)
                 self._inputs.rare = True
                 self._inputs.arrays["block_tables"][s, : len(pages)] = pages
+                self._tables[s] = list(pages)  # last: should an interrupt come, all of it is written again
         return token, row

@@ -51,7 +51,7 @@ class Embedding:
     def advance(self) -> bool:
         """Computes the next chunk, if the pages are there; whether that was the last."""
         engine = self._engine
-        with engine.lock:
+        with engine.lock, engine.runner.place.device.scope():
             pool, sizes = engine.scheduler.pool, engine.runner.sizes
             needed = -(-len(self.ids) // sizes.page_size) - len(self._pages)
             if not pool.can_allocate(needed):

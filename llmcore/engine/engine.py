@@ -191,7 +191,7 @@ class Engine:
         Args:
             waiting: the request that the caller waits for: nothing is run if it got a delta, or ended, meanwhile.
         """
-        with self.lock:
+        with self.lock, self.runner.place.device.scope():
             if waiting is None or not (waiting.deltas or waiting.finish_reason):
                 self._step()
 
@@ -200,12 +200,15 @@ class Engine:
         plan = step.plan if step else self.scheduler.schedule()
         if not plan:
             return
+        ahead: Launched | None = None
         try:
-            step = step or self.launcher.begin(plan)
-            self._ahead = self._begin_after(step)
-            tokens, reading = step.results()
+            if self.launcher.ahead is None:
+                tokens, reading = self.launcher.run(plan)
+            else:
+                launched = step or self.launcher.begin(plan)
+                ahead = self._begin_after(launched)
+                tokens, reading = launched.results()
         except Exception as error:  # whatever a kernel raises
-            self._ahead = None
             for request, _, _ in plan:
                 if request.id in self.live:
                     self._fail(request, error, doubtful=True)
@@ -213,7 +216,7 @@ class Engine:
         self.counters.steps += 1
         row = 0
         for request, new, complete in plan:
-            if request.id not in self.live:  # it ended while this step, which nobody could know, was under way
+            if step is not None and request.id not in self.live:  # it ended when this step was under way
                 row += complete
                 continue
             self.counters.computed += new
@@ -237,6 +240,17 @@ class Engine:
             else:
                 request.computed += new
                 self.scheduler.keep(request)
+        self._ahead = ahead  # not before: after an interrupt, what was not accepted is computed again
+
+    def close(self) -> None:
+        """Gives memory of an accelerator back; no step can follow."""
+        if self.launcher.ahead is None:
+            return
+        with self.lock:
+            self._ahead = None
+            self.launcher.sampler.programs.clear()
+            self.launcher.logprobs.programs.clear()
+            self.runner.release()
 
     def _begin_after(self, step: Launched) -> Launched | None:
         """Begins the step after ``step`` before the host knows what that brings, where that cannot matter.

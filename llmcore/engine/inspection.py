@@ -28,7 +28,7 @@ def trace(engine: Engine, ids: Sequence[int], chunk: int | None = None) -> dict[
         raise RequestError(f"chunk is {chunk}", field="chunk", remedy="it must be at least 1")
     step = min(chunk or sizes.rows, sizes.rows, sizes.tokens)
     needed = -(-len(ids) // sizes.page_size)
-    with engine.lock:  # a step writes the same inputs
+    with engine.lock, runner.place.device.scope():  # a step writes the same inputs
         if len(ids) > sizes.context or not pool.can_allocate(needed):
             raise RequestError(
                 f"{len(ids)} tokens do not fit the context of {sizes.context}, or the free KV pages",

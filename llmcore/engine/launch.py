@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmcore.device import HOST
+from llmcore.engine.accelerated import AcceleratedRunner
 from llmcore.engine.batch import Work
 from llmcore.engine.logprobs import LogprobReader, Reading
 from llmcore.engine.request import Request
@@ -40,25 +40,29 @@ class Launcher:
 
     On an accelerator a step whose tokens depend on logits and draws alone leaves them where the next step finds them:
     that one begins before the host has seen them, so the device never waits for the host.
+
+    Attributes:
+        ahead: the runner, where it is one that computes while the host goes on.
     """
 
     runner: Runner
     sampler: Sampler
     logprobs: LogprobReader
+    ahead: AcceleratedRunner | None = None
+
+    def __post_init__(self) -> None:
+        """Finds out who computes."""
+        self.ahead = self.runner if isinstance(self.runner, AcceleratedRunner) else None
+
+    def run(self, plan: list[Scheduled]) -> Results:
+        """Runs the step that ``plan`` describes to its end."""
+        work, ending, plain, _ = _work(plan)
+        return (self.runner.greedy(work), None) if plain else self._chosen(work, ending)
 
     def begin(self, plan: list[Scheduled]) -> Launched:
-        """Begins the step that ``plan`` describes."""
-        work: list[Work] = []
-        ending: list[Request] = []
-        plain = free = True
-        for request, new, complete in plan:
-            start = request.computed
-            work.append((request.tokens[start : start + new], start, request.pages, (new - 1,) if complete else ()))
-            if complete:
-                ending.append(request)
-                plain = plain and request.params.plain
-                free = free and request.params.free
-        if free and ending and self.runner.place.device is not HOST:
+        """Begins it on an accelerator."""
+        work, ending, plain, free = _work(plan)
+        if free and ending:
             return self._follow(plan, work, ending, drawn=not plain)
         results = (self.runner.greedy(work), None) if plain else self._chosen(work, ending)
         return Launched(plan, lambda: results)
@@ -74,10 +78,12 @@ class Launcher:
         self, plan: list[Scheduled], work: list[Work], ending: list[Request], *, drawn: bool, follows: Any = None
     ) -> Launched:
         """Begins a step that others may follow."""
+        runner = self.ahead
+        assert runner is not None, "only an accelerator computes ahead"
         if not drawn:
-            arriving, tokens = self.runner.start(work, follows=follows), self.runner.outputs["ids"]
+            arriving, tokens = runner.start(work, follows=follows), runner.outputs["ids"]
         else:
-            self.runner.run(work, follows=follows)
+            runner.run(work, follows=follows)
             arriving, tokens = self.sampler.start(ending, unseen=follows is not None), self.sampler.tokens
         return Launched(plan, lambda: (arriving(), None), tokens, drawn)
 
@@ -87,3 +93,19 @@ class Launcher:
         wanted = any(request.params.logprobs is not None for request in ending)
         reading = self.logprobs.read(ending) if wanted else None
         return self.sampler.sample(ending), reading
+
+
+def _work(plan: list[Scheduled]) -> tuple[list[Work], list[Request], bool, bool]:
+    """What a plan's step computes, whose ends it reaches, and whether all of these are plain, or free (see
+    :class:`llmcore.engine.sampling_params.SamplingParams`)."""
+    work: list[Work] = []
+    ending: list[Request] = []
+    plain = free = True
+    for request, new, complete in plan:
+        start = request.computed
+        work.append((request.tokens[start : start + new], start, request.pages, (new - 1,) if complete else ()))
+        if complete:
+            ending.append(request)
+            plain = plain and request.params.plain
+            free = free and request.params.free
+    return work, ending, plain, free

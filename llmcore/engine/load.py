@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cache.layout import KV_DTYPES
-from llmcore.device import Place
+from llmcore.device import HOST, Place
+from llmcore.engine.accelerated import AcceleratedRunner
+from llmcore.engine.place import DTYPES, check_device
 from llmcore.engine.policies import Policy
 from llmcore.engine.runner import Runner
 from llmcore.engine.sizes import Sizes
@@ -83,8 +85,12 @@ class EngineSettings:
             raise ConfigError(f"engine.prefix_cache is {self.prefix_cache!r}", remedy="it must be true or false")
         if not isinstance(self.policy, str):
             raise ConfigError(f"engine.policy is {self.policy!r}", remedy="give a policy's name")
-        if not 0 < self.device_share <= 1:
-            raise ConfigError(f"engine.device_share is {self.device_share}", remedy="give a share above 0, up to 1")
+        share = self.device_share
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ConfigError(f"engine.device_share is {share!r}", remedy="give a share above 0, up to 1")
+        check_device(self.device)
+        if self.dtype not in ("auto", *DTYPES):
+            raise ConfigError(f"engine.dtype is {self.dtype!r}", remedy=near(str(self.dtype), ("auto", *DTYPES)))
         if any(bucket < 1 for bucket in self.buckets):
             raise ConfigError(f"engine.buckets is {list(self.buckets)}", remedy="give step sizes of at least one token")
 
@@ -182,10 +188,17 @@ def make_runner(
     if finite:
         (cache.ledger if cache else Ledger(None)).check_finite(tensors.values())
     weights = WeightStore(tensors, cache=cache, threads=registry.preference.threads, device=place.device)
+    kind = Runner if place.device is HOST else AcceleratedRunner
     try:
-        return Runner(graph, sizes, spec.vocab_size, weights, registry, pool, place)
+        with place.device.scope():
+            return kind(graph, sizes, spec.vocab_size, weights, registry, pool, place)
     except MemoryError as error:
-        raise ConfigError(
-            f"the engine does not fit the memory of {place.device.name}: {error}",
-            remedy="ask for less: engine.kv_pages, engine.max_context, engine.max_batch_tokens, engine.max_rows",
-        ) from error
+        raise too_little_memory(place, error) from error
+
+
+def too_little_memory(place: Place, error: MemoryError) -> ConfigError:
+    """What a user is told where an engine does not fit."""
+    return ConfigError(
+        f"the engine does not fit the memory of {place.device.name}: {error}",
+        remedy="ask for less: engine.kv_pages, engine.max_context, engine.max_batch_tokens, engine.max_rows",
+    )

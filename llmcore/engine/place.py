@@ -21,13 +21,19 @@ def device_of(wanted: str, backends: Iterable[BackendInfo]) -> Device:
     Raises:
         ConfigError: there is none of this name, or torch sees no GPU.
     """
+    check_device(wanted)
     if wanted == "cpu" or (wanted == "auto" and not _worthwhile(backends)):
         return HOST
-    if wanted != "auto" and not re.fullmatch(r"cuda(:\d+)?", wanted):
-        raise ConfigError(f"engine.device is {wanted!r}", remedy=near(wanted, ("auto", "cpu", "cuda", "cuda:0")))
     from llmcore.device.accelerator import Accelerator
 
     return Accelerator(_existing("cuda" if wanted == "auto" else wanted))
+
+
+def check_device(wanted: str) -> None:
+    """Raises :class:`ConfigError` for what no device is called."""
+    if not isinstance(wanted, str) or not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", wanted):
+        known = ("auto", "cpu", "cuda", "cuda:0")
+        raise ConfigError(f"engine.device is {wanted!r}", remedy=near(str(wanted), known))
 
 
 def _worthwhile(backends: Iterable[BackendInfo]) -> bool:
@@ -53,23 +59,34 @@ def _existing(name: str) -> str:
     return name
 
 
-def dtype_of(wanted: str, device: Device, config: Mapping[str, Any]) -> str:
+def dtype_of(wanted: str, device: Device, config: Mapping[str, Any], *, exact: bool = False) -> str:
     """The type of activations: ``auto`` is float32 on the CPU; elsewhere what the model was published in.
 
-    A model of float32, or of quantized weights, has bfloat16 activations there.
+    A model of float32, or of quantized weights, has bfloat16 activations there, float16 on a GPU without bfloat16.
+    ``exact`` is float32 everywhere.
 
     Raises:
-        ConfigError: an unknown type.
+        ConfigError: an unknown type, or one that ``exact`` does not go with.
     """
-    if wanted == "auto":
-        published = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
-        return "float32" if device is HOST else "float16" if published == "float16" else "bfloat16"
-    if wanted not in DTYPES:
+    if wanted not in ("auto", *DTYPES):
         raise ConfigError(f"engine.dtype is {wanted!r}", remedy=near(str(wanted), ("auto", *DTYPES)))
-    return wanted
+    if exact and wanted not in ("auto", "float32"):
+        raise ConfigError(
+            f"compute=exact keeps activations in float32, and engine.dtype is {wanted}", remedy="leave one of them out"
+        )
+    if wanted != "auto":
+        return wanted
+    if exact or device is HOST:
+        return "float32"
+    text = config.get("text_config")  # of a model that reads more than text
+    settings = [config, text] if isinstance(text, Mapping) else [config]
+    named = next((each[key] for each in settings for key in ("dtype", "torch_dtype") if each.get(key)), "")
+    return "float16" if str(named).endswith("float16") and "bfloat16" not in str(named) else device.narrow
 
 
-def place_of(device: str, dtype: str, backends: Iterable[BackendInfo], config: Mapping[str, Any]) -> Place:
+def place_of(
+    device: str, dtype: str, backends: Iterable[BackendInfo], config: Mapping[str, Any], *, exact: bool = False
+) -> Place:
     """Both."""
     found = device_of(device, backends)
-    return Place(found, dtype_of(dtype, found, config))
+    return Place(found, dtype_of(dtype, found, config, exact=exact))

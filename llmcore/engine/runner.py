@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmcore.cache.layout import KVLayout
-from llmcore.device import HOST, Place
+from llmcore.device import Place
 from llmcore.device.base import numpy_dtype
 from llmcore.dims import Bounds
 from llmcore.engine.batch import BatchWriter, Work
-from llmcore.engine.sizes import Sizes, recorded_sizes
+from llmcore.engine.sizes import Sizes
 from llmcore.engine.step_graph import with_argmax, with_hidden
 from llmcore.errors import RegistryError
 from llmcore.graph.graph import Graph, Node, Value
@@ -37,6 +37,7 @@ class Runner:
 
     Attributes:
         arena_bound: bytes that no arena for the largest step could do without.
+        recorded: numbers of sequences whose decode steps are recorded; on the host there are none.
     """
 
     graph: Graph
@@ -47,6 +48,7 @@ class Runner:
     pool: Callable[[], WorkerPool]
     place: Place = HERE
     programs: dict[tuple[str, int, bool], Program] = field(default_factory=dict)
+    recorded: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""
@@ -54,27 +56,25 @@ class Runner:
         self.inputs = StepInputs(input_shapes(limits.blocks), limits.sizes, device=device)
         self._writer = BatchWriter(self.inputs, self.sizes.page_size, limits.seqs)
         self.outputs: dict[str, Any] = {}
-        self._ids: memoryview | None = None  # of the greedy tokens, on the host
         self.states: dict[int, Any] = {}
         memory = Memory(self.weights, self.states, self.outputs)
         self.compiler = Compiler(self.registry, memory, self.inputs, self.pool, self.place)
         self.buckets = sorted({*(b for b in self.sizes.buckets if b < self.sizes.tokens), self.sizes.tokens})
-        self.recorded = recorded_sizes(limits.seqs) if device.captures else []
         self._bind_cache()
         greedy = with_argmax(self.graph)
         self.graphs = {"logits": self.graph, "ids": greedy}
         for name, value in (greedy.outputs | self.graph.outputs).items():
             self._allocate(name, value)
-        self._reader = device.reader(self.outputs["ids"])
         largest = [self._fused(head, self._bounds(self.sizes.tokens)) for head in self.graphs]
         self.arena_bound = self.compiler.reserve(largest, limits.sizes)  # what nobody can run is refused here
         steps = [self._bounds(bucket) for bucket in self.buckets]
         self.compiler.compile((self._fused("ids", bounds), bounds) for bounds in steps)
         self.program("ids", 1)  # so are weights whose packed form memory has no room for
-        if device is HOST:
-            self._ids = self.outputs["ids"].data
-        else:
-            self._take_pages()
+        self._finish()
+
+    def _finish(self) -> None:
+        """What is left to do when kernels are chosen and weights are there."""
+        self._ids: memoryview = self.outputs["ids"].data
 
     def _rounded(self, stateful: list[Node]) -> bool:
         """Whether any kernel rounds activations, of those that have nothing to do with the cache."""
@@ -85,8 +85,7 @@ class Runner:
     def _bind_cache(self) -> None:
         """Gives the KV cache to one backend for steps of every size, and allocates pages in its layout."""
         stateful = [node for node in self.graph.nodes if any(v.kind == "state" for v in node.args.values())]
-        bounds = [self._bounds(bucket) for bucket in self.buckets]
-        bounds += [self._bounds(bucket, one_each=True) for bucket in self.recorded]
+        bounds = self._every_bounds()
         views = (self.compiler.view(node, each) for each in bounds for node in stateful)
         self.registry.bind_groups(views, rounded=self._rounded(stateful))
         owners = {self.registry.choose(self.compiler.view(node, self.sizes.limits.sizes)).backend for node in stateful}
@@ -99,11 +98,16 @@ class Runner:
         self.kv_layout = layout
         states = {v.source for node in stateful for v in node.args.values() if isinstance(v.source, State)}
         self._pages = {s.layer: layout.page_shape(s.kv_heads, s.head_dim, self.sizes.page_size) for s in states}
-        if self.place.device is HOST:
-            self.sizes = self.sizes.with_pages(self.page_bytes)
-            self._allocate_pages(self.sizes.pages)
-        else:  # what is left for it is known when all else is there
-            self._allocate_pages(-(-self.sizes.tokens // self.sizes.page_size))
+        self._size_cache()
+
+    def _every_bounds(self) -> list[Bounds]:
+        """Those of all programs that there may be."""
+        return [self._bounds(bucket) for bucket in self.buckets]
+
+    def _size_cache(self) -> None:
+        """Decides how many pages there are, and allocates them."""
+        self.sizes = self.sizes.with_pages(self.page_bytes)
+        self._allocate_pages(self.sizes.pages)
 
     @property
     def page_bytes(self) -> int:
@@ -111,38 +115,9 @@ class Runner:
         itemsize = numpy_dtype(self.kv_layout.dtype).itemsize
         return sum(int(np.prod(shape, dtype=np.int64)) for shape in self._pages.values()) * itemsize
 
-    def _allocate_pages(self, pages: int) -> None:
-        """``pages`` for sequences, and where runs are recorded one more: the place of rows that fill a step up."""
-        self._spare = pages
-        count = pages + bool(self.recorded)
+    def _allocate_pages(self, count: int) -> None:
         for layer, shape in self._pages.items():
             self.states[layer] = self.place.device.zeros((count, *shape), self.kv_layout.dtype)
-
-    def _take_pages(self) -> None:
-        """Sizes the KV cache by what the largest step leaves of the device's memory, and records decode steps."""
-        self.run(self._largest())
-        self.programs.clear()  # they hold the pages
-        self.states.clear()
-        free = self.place.device.free_memory()
-        budget = self.sizes.kv_budget if free is None else int(free * self.sizes.device_share)
-        self.sizes = replace(self.sizes, kv_budget=budget).with_pages(self.page_bytes)
-        self._allocate_pages(self.sizes.pages)
-        self.warm_up()
-
-    def _largest(self) -> list[Work]:
-        """The largest step: of as many sequences as it takes, if it has more tokens than one may have.
-
-        They write to the same pages, which nobody reads.
-        """
-        size, whole = self.sizes, self.sizes.context
-        most = min(size.tokens, whole * size.seqs)
-        counts = [min(whole, most - start) for start in range(0, most, whole)]
-        return [([0] * count, 0, range(-(-count // size.page_size)), (count - 1,)) for count in counts]
-
-    def warm_up(self) -> None:
-        """Runs each recorded decode step once, over the page that belongs to nobody."""
-        for count in self.recorded:
-            self._run([([0], 0, [self._spare], (0,)) for _ in range(count)], "ids")
 
     def _allocate(self, name: str, value: Value) -> None:
         """Memory for an output of the largest step."""
@@ -191,16 +166,12 @@ class Runner:
         self.compiler.fuse(graph, bounds)
         return graph
 
-    def run(self, batch: Sequence[Work], head: str = "logits", *, follows: Any = None) -> Any:
+    def run(self, batch: Sequence[Work], head: str = "logits") -> Any:
         """Computes ``batch``; returns what ``head`` says of the wanted rows, on the device, valid until the next run.
 
         ``logits`` float32 ``[rows, vocab]``, greedy ``ids`` int32 ``[rows]``, or ``hidden`` states ``[rows, hidden]``.
-
-        Args:
-            follows: on an accelerator, an array of its that has every sequence's one token, int32 ``[sequences]`` or
-                longer: chosen by the step before, and not seen by the host. Those in ``batch`` do not count then.
         """
-        rows = self._run(batch, head, follows)
+        rows = self._run(batch, head)
         return self.outputs[head][:rows]
 
     def fetch(self, batch: Sequence[Work], head: str = "logits") -> Array:
@@ -209,48 +180,16 @@ class Runner:
 
     def greedy(self, batch: Sequence[Work]) -> list[int]:
         """The most probable next token of every row of ``batch``."""
-        if self._ids is None:
-            return self.start(batch)()
         return self._ids[: self._run(batch, "ids")].tolist()
 
-    def start(self, batch: Sequence[Work], *, follows: Any = None) -> Callable[[], list[int]]:
-        """Sets out for the most probable next token of every row of ``batch``; what it returns waits for them.
-
-        An accelerator computes meanwhile, and two steps may be under way. ``follows`` as for :meth:`run`.
-        """
-        arriving = self._reader(self._run(batch, "ids", follows))
-        return lambda: arriving().tolist()
-
-    def _run(self, batch: Sequence[Work], head: str, follows: Any = None) -> int:
-        if self._ids is None:
-            return self._run_there(batch, head, follows)
+    def _run(self, batch: Sequence[Work], head: str) -> int:
         tokens, rows = self._writer.fill(batch)
         self.inputs.set_sizes(tokens, len(batch), rows)
         self.program(head, tokens).run()
         return rows
 
-    def _run_there(self, batch: Sequence[Work], head: str, follows: Any) -> int:
-        """The same on an accelerator: what the host has written is sent, and decode steps are filled up and replayed.
-
-        A step is filled up with sequences of one token in a page that belongs to nobody.
-        """
-        sequences, one_each = len(batch), self._one_each(batch, head)
-        if one_each:
-            missing = self._bucket(sequences, one_each=True) - sequences
-            batch = [*batch, *[([0], 0, [self._spare], (0,))] * missing]
-        self.inputs.settle()
-        tokens, rows = self._writer.fill(batch)
-        self.inputs.set_sizes(tokens, len(batch), rows)
-        self.inputs.send()
-        if follows is not None:  # a row without a token, -1, has none that could be looked up
-            self.inputs.there["token_ids"][:sequences].copy_(follows[:sequences].clamp(min=0))
-        self.program(head, tokens, one_each=one_each).run()
-        return sequences if one_each else rows
-
-    def _one_each(self, batch: Sequence[Work], head: str) -> bool:
-        """Whether a step is one that is recorded: one token of each sequence, whose logits are wanted."""
-        recorded = bool(self.recorded) and head in ("ids", "logits")
-        return recorded and all(len(new_ids) == 1 == len(rows) for new_ids, _, _, rows in batch)
+    def release(self) -> None:
+        """Gives memory back that would otherwise wait for the garbage collector; the model computes no more."""
 
     @property
     def kv_bytes(self) -> int:

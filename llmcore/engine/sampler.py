@@ -105,15 +105,18 @@ class Sampler:
             unseen: tokens that each request has got and nobody has seen yet.
         """
         self._run(requests, unseen)
-        count = len(requests)
+        self._choose(len(requests), self._draw)
+        arriving = self._reader(len(requests))
+        return lambda: arriving().tolist()
+
+    def _choose(self, count: int, draw: Draw | None) -> None:
+        """The first of :attr:`tokens`: what was drawn, or the best where a request is greedy or logits hold NaN."""
         best, chosen = self.outputs["best"][:count], self.tokens[:count]
-        if self._draw is None:
+        if draw is None:
             chosen.copy_(best)
         else:
             undrawn = (self.inputs.there["greedy"][:count] > 0) | (best < 0)
             chosen.copy_(best.where(undrawn, self.outputs["ids"][:count]))
-        arriving = self._reader(count)
-        return lambda: arriving().tolist()
 
     def _run(self, requests: Sequence[Request], unseen: int = 0) -> None:
         """Runs the program that their parameters ask for."""

@@ -91,15 +91,18 @@ class Scheduler:
     def schedule_after(self, plan: Sequence[Scheduled]) -> list[Scheduled]:
         """The step after one that is under way and brings a token for all that run, with pages allocated for it.
 
-        Empty where that step does not, where others wait to be let in, or where somebody would have to make room.
+        Empty where that step does not, where others could be let in, or where somebody would have to make room.
         """
-        if self.waiting or len(plan) != len(self.running) or not all(complete for _, _, complete in plan):
+        room = self.waiting and len(self.running) < self.max_seqs
+        if room or len(plan) != len(self.running) or not all(complete for _, _, complete in plan):
             return []
         missing = [max(self._missing(request, new + 1), 0) for request, new, _ in plan]
         if not self.pool.can_allocate(sum(missing)):
             return []
         for (request, _, _), count in zip(plan, missing, strict=True):
-            request.pages += self.pool.allocate(count)
+            if count:
+                self.keep(request)
+                request.pages += self.pool.allocate(count)
         return [(request, 1, True) for request, _, _ in plan]
 
     def _admit(self, budget: int) -> list[Scheduled]:

@@ -17,7 +17,7 @@ from llmcore.testing.invoke import Machine, Setting, execute, why_not
 from llmcore.testing.operands import Values, make_values
 from llmcore.testing.state import Cache, Heads, dense_attention
 from llmcore.weights.formats import FORMATS
-from llmcore_numba.plugin import llmcore_backends
+from llmcore_numba.plugin import KV_LAYOUTS, llmcore_backends
 
 BACKEND = llmcore_backends()[0]
 PRODUCTS = ("linear", "linear_add", "gate_up_swiglu", "rms_norm_gate_up_swiglu", "classifier_argmax")
@@ -193,7 +193,7 @@ def test_long_sequences_that_share_a_step(machine: Machine) -> None:
         run_case(kernel, BACKEND, case, kv_dtype=kernel.kv_dtypes[0], machine=machine, batch_invariance=True)
 
 
-@pytest.mark.parametrize("kv_dtype", list(KV_DTYPES))
+@pytest.mark.parametrize("kv_dtype", list(KV_LAYOUTS))
 def test_what_the_cache_keeps(kv_dtype: str, machine: Machine) -> None:
     """The only token of a sequence has its own value for a result, so what is kept can be read back bit by bit."""
     rng, heads, count = np.random.default_rng(0), Heads(1, 48, 4), 200
@@ -215,7 +215,7 @@ def test_what_the_cache_keeps(kv_dtype: str, machine: Machine) -> None:
     np.testing.assert_array_equal(got, KV_DTYPES[kv_dtype](values))
 
 
-@pytest.mark.parametrize("kv_dtype", list(KV_DTYPES))
+@pytest.mark.parametrize("kv_dtype", list(KV_LAYOUTS))
 @pytest.mark.parametrize("flaw", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_lost(kv_dtype: str, flaw: float, machine: Machine) -> None:
     heads = Heads(1, 16, 4)
@@ -228,7 +228,7 @@ def test_what_is_not_finite_is_not_lost(kv_dtype: str, flaw: float, machine: Mac
     assert not np.isfinite(cache.attend(np.ones((1, 16), np.float32), index, 1.0)[0, 5])
 
 
-@pytest.mark.parametrize(("kv_dtype", "exact"), [*((name, True) for name in KV_DTYPES), ("bfloat16", False)])
+@pytest.mark.parametrize(("kv_dtype", "exact"), [*((name, True) for name in KV_LAYOUTS), ("bfloat16", False)])
 @pytest.mark.parametrize("length", [1, 2, 3, 17])
 def test_what_lies_behind_a_sequence_is_not_looked_at(
     kv_dtype: str, exact: bool, length: int, machine: Machine

@@ -1,16 +1,21 @@
-"""Triton's kernels over the KV cache conform, in its interpreter; and what is their own: layouts, splits, grids."""
+"""Triton's kernels over the KV cache conform; and what is their own: layouts, splits, grids.
+
+In the interpreter on a choice of the kit's cases, on a GPU on all of them.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.accelerator import NAME, accelerator, here, there
 from llmcore import ops
 from llmcore.cache.layout import INT8_GROUP, KV_DTYPES, KVLayout
 from llmcore.hookspecs import KernelInfo
@@ -27,12 +32,11 @@ pytest.importorskip("triton")
 from llmcore_triton import attention_decode as decode
 from llmcore_triton import kv_examples, layout
 from llmcore_triton.attention import attention
-from llmcore_triton.device import INTERPRETING, KNOWN
+from llmcore_triton.configs import Config
+from llmcore_triton.device import INTERPRETER, INTERPRETING, KNOWN
 from llmcore_triton.kv_write import kv_write
 from llmcore_triton.plugin import DTYPES, KV_LAYOUTS, llmcore_backends
 from llmcore_triton.qkv import norms_heads, qkv_finish
-
-pytestmark = pytest.mark.skipif(not INTERPRETING, reason="needs TRITON_INTERPRET=1 before triton is imported")
 
 BACKEND = llmcore_backends()[0]
 WRITE, DECODE, ATTENTION = (kernel for kernel in BACKEND.kernels if kernel.op in ("kv_write", "attention"))
@@ -41,13 +45,20 @@ TYPES += tuple(zip(cycle((*DTYPES[1:], DTYPES[0])), KV_LAYOUTS, strict=False))  
 
 
 def _few(kernel: KernelInfo, every: int) -> Iterator[Check]:
-    """Each case of ``kernel`` with ``every`` pairs of types, different ones from case to case."""
-    taken = [check for check in checks(BACKEND, kernel) if not check.unsupported()]
+    """Each case of ``kernel`` with ``every`` pairs of types, different ones from case to case; a GPU takes all."""
+    taken = [check for check in checks(BACKEND, kernel, accelerator()) if not check.unsupported()]
+    if not INTERPRETING:
+        yield from taken
+        return
     pairs = cycle(TYPES)
     for case in {str(check.case): check.case for check in taken}.values():
         for _ in range(every):
             dtype, kv_dtype = next(pairs)
-            yield Check(BACKEND, kernel, case, (), dtype, kv_dtype)
+            yield Check(BACKEND, kernel, case, (), dtype, kv_dtype, taken[0].device)
+
+
+def _run(kernel: KernelInfo, case: Case, **types: str) -> None:
+    run_case(kernel, BACKEND, case, device=accelerator(), **types)
 
 
 @pytest.mark.parametrize("kernel", (WRITE, DECODE, ATTENTION), ids=lambda kernel: kernel.target)
@@ -58,6 +69,10 @@ def test_declares_what_it_is(kernel: KernelInfo) -> None:
 @pytest.mark.parametrize("check", [*_few(WRITE, 1), *_few(DECODE, 2), *_few(ATTENTION, 1)], ids=lambda check: check.id)
 def test_conforms(check: Check) -> None:
     check.run()
+
+
+def _ints(numbers: Sequence[Any]) -> torch.Tensor:
+    return there(torch.tensor(numbers, dtype=torch.int32))
 
 
 def _case(batch: Ragged, heads: int, kv_heads: int, head_dim: int) -> Case:
@@ -79,22 +94,24 @@ def _case(batch: Ragged, heads: int, kv_heads: int, head_dim: int) -> Case:
 )
 def test_sizes_of_heads_and_pages(kernel: KernelInfo, batch: Ragged, heads: tuple[int, int, int]) -> None:
     for dtype, kv_dtype in (("float32", "int8"), ("float16", "float16")):
-        run_case(kernel, BACKEND, _case(batch, *heads), dtype=dtype, kv_dtype=kv_dtype)
+        _run(kernel, _case(batch, *heads), dtype=dtype, kv_dtype=kv_dtype)
 
 
 @pytest.mark.parametrize("splits", (1, 2, 3, 5, 100))
 def test_however_tokens_are_split(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One program, several, more than there are blocks; sequences that leave some or all but one without tokens."""
     monkeypatch.setattr(decode, "split_count", lambda *_: splits)
-    run_case(DECODE, BACKEND, _case(Ragged((1, 1, 1), (90, 1, 33), 16), 2, 1, 16))
+    monkeypatch.setattr(decode, "decode_config", lambda *_: Config({"BLOCK_N": 32, "PROGRAMS": 1}))
+    _run(DECODE, _case(Ragged((1, 1, 1), (90, 1, 33), 16), 2, 1, 16))
 
 
-def test_splits_keep_the_device_busy() -> None:
+def test_splits_keep_the_device_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """And are no more than blocks, nor than are combined at a time."""
+    monkeypatch.setattr(decode, "target", lambda: INTERPRETER)
     assert decode.split_count(1, 1, blocks=1) == 1
     assert decode.split_count(1, 1, blocks=7) == 7
     assert decode.split_count(64, 8, blocks=1000) == 1
-    multiprocessors = decode.target().multiprocessors
+    multiprocessors = INTERPRETER.multiprocessors
     assert decode.split_count(1, 2, blocks=1000) == decode.PROGRAMS * multiprocessors // 2
     assert decode.split_count(1, 2, blocks=1000, programs=7) == 7 * multiprocessors // 2
     assert decode.split_count(1, 1, blocks=10**6) <= decode.MOST_SPLITS
@@ -103,24 +120,23 @@ def test_splits_keep_the_device_busy() -> None:
 def test_sequences_without_tokens_write_zeros() -> None:
     """A step of a captured graph may be padded with them."""
     for splits in (1, 2):
-        q, kv = torch.randn(1, 16), torch.full((3, *layout.FLOAT32.page_shape(1, 16, 16)), float("nan"))
-        y, none = torch.full_like(q, float("nan")), torch.zeros(1, dtype=torch.int32)
-        tables = torch.zeros(1, splits, dtype=torch.int32)
+        q, kv = there(torch.randn(1, 16)), there(torch.full((3, *layout.FLOAT32.page_shape(1, 16, 16)), float("nan")))
+        y, none = torch.full_like(q, float("nan")), there(torch.zeros(1, dtype=torch.int32))
+        tables = there(torch.zeros(1, splits, dtype=torch.int32))
         decode.attention_decode(q, none, none, none, tables, kv, y, head_dim=16, kv_heads=1, page_size=16, scale=1.0)
-        assert torch.equal(y, torch.zeros_like(y))
+        assert not here(y).any()
 
 
 def test_large_scores_do_not_overflow() -> None:
     """Scores of some thousands: exponentials of those would be infinite, and of their negatives zero."""
     for sign in (1, -1):
-        kv, page = torch.zeros(3, *layout.FLOAT32.page_shape(1, 16, 16)), torch.tensor([[1, 2]], dtype=torch.int32)
-        keys, values = torch.full((32, 16), 50.0 * sign), torch.randn(32, 16)
-        kv_write(keys, values, torch.arange(16, 48, dtype=torch.int32), kv, head_dim=16, page_size=16)
-        y = torch.empty(1, 16)
-        starts, one, length = (torch.tensor([n], dtype=torch.int32) for n in (0, 1, 32))
+        kv = there(torch.zeros(3, *layout.FLOAT32.page_shape(1, 16, 16)))
+        keys, values = there(torch.full((32, 16), 50.0 * sign)), there(torch.randn(32, 16))
+        kv_write(keys, values, _ints(range(16, 48)), kv, head_dim=16, page_size=16)
+        q, y = there(torch.full((1, 16), 10.0)), there(torch.empty(1, 16))
+        starts, one, length, page = _ints([0]), _ints([1]), _ints([32]), _ints([[1, 2]])
         for kernel in (attention, decode.attention_decode):
             y.fill_(float("nan"))
-            q = torch.full((1, 16), 10.0)
             kernel(q, starts, one, length, page, kv, y, head_dim=16, kv_heads=1, page_size=16, scale=1.0)
             torch.testing.assert_close(y, values.mean(0, keepdim=True), rtol=1e-5, atol=1e-5)
 
@@ -128,15 +144,15 @@ def test_large_scores_do_not_overflow() -> None:
 def test_prefill_longer_than_many_blocks() -> None:
     """A chunk with a past, beside a whole prompt: blocks without masks, with them, and rows of several query heads."""
     batch = Ragged((40, 0, 21, 1), (75, 3, 21, 60), 16)
-    run_case(ATTENTION, BACKEND, _case(batch, 3, 1, 16))
+    _run(ATTENTION, _case(batch, 3, 1, 16))
 
 
 def test_nothing_is_launched_without_rows() -> None:
-    empty, none = torch.empty(0, 16), torch.empty(0, dtype=torch.int32)
-    kv = torch.empty(1, *layout.FLOAT32.page_shape(1, 16, 16))
+    empty, none = there(torch.empty(0, 16)), _ints([])
+    kv = there(torch.empty(1, *layout.FLOAT32.page_shape(1, 16, 16)))
     kv_write(empty, empty, none, kv, head_dim=16, page_size=16)
     for kernel in (attention, decode.attention_decode):
-        tables = torch.empty(0, 1, dtype=torch.int32)
+        tables = there(torch.empty(0, 1, dtype=torch.int32))
         kernel(empty, none, none, none, tables, kv, empty, head_dim=16, kv_heads=1, page_size=16, scale=1.0)
 
 
@@ -156,7 +172,7 @@ def test_says_which_nodes_it_takes() -> None:
 
 def _stored(kv: torch.Tensor, kv_dtype: str, side: int, slot: int, head_dim: int, page_size: int) -> np.ndarray:
     """The heads [G, head_dim] at ``slot``, read by what the layout's description says and not by a kernel."""
-    page = kv[slot // page_size, side]
+    page = here(kv[slot // page_size, side])
     token = slot % page_size
     if kv_dtype != "int8":
         return page[:, token].float().numpy()
@@ -177,8 +193,8 @@ def test_a_cache_keeps_what_its_type_says_to_the_bit(dtype: str, kv_dtype: str) 
     k, v = ((scales * torch.randn(tokens, kv_heads * head_dim)).to(getattr(torch, dtype)) for _ in "kv")
     k[1, 0], k[1, 1] = 127.0, 0.5  # a tie: rounds to even
     slots = torch.tensor([7, 3, 0, 8], dtype=torch.int32)
-    kv = torch.zeros(3, *form.page_shape(kv_heads, head_dim, page_size)).to(getattr(torch, form.dtype))
-    kv_write(k, v, slots, kv, head_dim=head_dim, page_size=page_size)
+    kv = torch.zeros(3, *form.page_shape(kv_heads, head_dim, page_size), dtype=getattr(torch, form.dtype), device=NAME)
+    kv_write(there(k), there(v), there(slots), kv, head_dim=head_dim, page_size=page_size)
     for token, slot in enumerate(slots.tolist()):
         for side, rows in enumerate((k, v)):
             want = KV_DTYPES[kv_dtype](rows[token].float().numpy().reshape(kv_heads, head_dim))
@@ -187,10 +203,10 @@ def test_a_cache_keeps_what_its_type_says_to_the_bit(dtype: str, kv_dtype: str) 
 
 def test_a_broken_key_stays_broken() -> None:
     """Int8 codes know no NaN: its group's scale says it, and others do not."""
-    k = torch.ones(1, 16)
+    k = there(torch.ones(1, 16))
     k[0, 3] = float("nan")
-    kv = torch.zeros(1, *layout.INT8.page_shape(1, 16, 4), dtype=torch.int8)
-    kv_write(k, k, torch.tensor([2], dtype=torch.int32), kv, head_dim=16, page_size=4)
+    kv = there(torch.zeros(1, *layout.INT8.page_shape(1, 16, 4), dtype=torch.int8))
+    kv_write(k, k, _ints([2]), kv, head_dim=16, page_size=4)
     kept = _stored(kv, "int8", 0, 2, 16, 4)
     assert np.isnan(kept[0, :8]).all()
     np.testing.assert_allclose(kept[0, 8:], 1, rtol=1e-3)
@@ -224,17 +240,18 @@ def _finish(case: Case, dtype: str, kv_dtype: str, *, merged: bool) -> None:
     )
     kind = getattr(torch, dtype)
     made = [linear(arrays["x"], weights[f"w{n}"], arrays.get(f"b{n}")).to(kind) for n in "qkv"]
-    q, k, v = torch.cat(made, 1).split([part.shape[1] for part in made], 1) if merged else made
+    widths = [part.shape[1] for part in made]
+    q, k, v = there(torch.cat(made, 1)).split(widths, 1) if merged else map(there, made)
     attrs, (tokens, width) = case.attrs, made[0].shape
     head_dim, page_size = attrs["head_dim"], attrs["page_size"]
     form: KVLayout = resolve(KV_LAYOUTS[kv_dtype])
     pages = int(arrays["slots"].max()) // page_size + 1 if tokens else 1
-    kv = torch.zeros(pages, *form.page_shape(k.shape[1] // head_dim, head_dim, page_size)).to(
-        getattr(torch, form.dtype)
-    )
-    guarded = torch.full((tokens + 1, width), 7.0, dtype=kind)
-    named = {name: arrays.get(name) for name in ("positions", "slots", "nq", "nk", "cos", "sin")}
-    qkv_finish(q, k, v, *named.values(), kv, guarded[:tokens], **attrs)
+    page_shape = form.page_shape(k.shape[1] // head_dim, head_dim, page_size)
+    kv = torch.zeros(pages, *page_shape, dtype=getattr(torch, form.dtype), device=NAME)
+    guarded = there(torch.full((tokens + 1, width), 7.0, dtype=kind))
+    given = [arrays.get(name) for name in ("positions", "slots", "nq", "nk", "cos", "sin")]
+    qkv_finish(q, k, v, *(None if one is None else there(one) for one in given), kv, guarded[:tokens], **attrs)
+    guarded = here(guarded)
     assert (guarded[tokens] == 7).all()
     want, keys, vals = expected_writes(QKV, values, attrs)
     factor = tolerances.relative(dtype)

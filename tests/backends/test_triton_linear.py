@@ -1,6 +1,7 @@
 """Linear layers of the Triton backends: a part of the conformance kit, and what no case of it reaches.
 
-Whole: ``pytest --pyargs llmcore.testing --backend triton --op linear`` and so on, with ``TRITON_INTERPRET=1``.
+A GPU takes the whole kit here; the interpreter, by hand: ``TRITON_INTERPRET=1 pytest --pyargs llmcore.testing
+--backend triton --op linear`` and so on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from helpers.accelerator import NAME, accelerator, here, there
 from llmcore import ops
 from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
@@ -28,6 +31,7 @@ from llmcore.weights.formats import FORMATS
 from llmcore.weights.tensor import Tensor
 from llmcore_triton import fp8, w8a8
 from llmcore_triton.classifier import REDUCE, choose_kernel, classifier_argmax
+from llmcore_triton.device import INTERPRETING
 from llmcore_triton.linear import linear
 from llmcore_triton.linear_plan import FEW_PACKED, plan
 from llmcore_triton.linear_qkv import project3
@@ -44,6 +48,13 @@ OPS = ("linear", "linear_add", "gate_up_swiglu", "classifier_argmax")
 KERNELS = [kernel for kernel in TRITON.kernels if kernel.op in OPS]
 COARSE = [kernel for name in ("triton_w8a8", "triton_fp8") for kernel in BACKENDS[name].kernels]
 
+NO_FLOAT8 = fp8.ready()
+FLOAT8 = pytest.mark.skipif(NO_FLOAT8 is not None, reason=NO_FLOAT8 or "")
+KINDS = pytest.mark.parametrize(
+    ("kind", "pack_rows"),
+    [pytest.param(w8a8, pack_int8, id="int8"), pytest.param(fp8, pack_fp8, id="fp8", marks=FLOAT8)],
+)
+
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # numpy, where a GPU says infinity
 
 
@@ -51,10 +62,14 @@ def parts(kernel: KernelInfo) -> Iterator[Check]:
     """Of each dtype and assignment of formats one check with one token and one with more; of packed formats and other
     ops than ``linear`` a third of the dtypes.
 
-    float16 cannot hold what gates and K-quants of the kit multiply to.
+    float16 cannot hold what gates and K-quants of the kit multiply to. A GPU takes all.
     """
+    every = checks(TRITON, kernel, accelerator())
+    if not INTERPRETING:
+        yield from every
+        return
     groups: dict[tuple[object, ...], list[Check]] = {}
-    for check in checks(TRITON, kernel):
+    for check in every:
         if check.case.dims["M"] > 0 and max(check.case.dims.values()) <= 576:
             groups.setdefault((check.dtype, check.formats, check.case.dims["M"] > 1), []).append(check)
     for i, ((dtype, formats, several), found) in enumerate(groups.items()):
@@ -79,8 +94,8 @@ def test_conforms(kernel: KernelInfo) -> None:
     for check in parts(kernel):
         spec, formats = ops.get(kernel.op), dict(check.formats)
         values = make_values(spec, check.case, formats, check.dtype, 0)
-        every = list(settings(spec, kernel, Setting(Machine(), check.dtype)))
-        for setting in every[-1:] if packed(kernel) else every:
+        every = list(settings(spec, kernel, Setting(Machine(), check.dtype, device=check.device)))
+        for setting in every[-1:] if packed(kernel) and INTERPRETING else every:
             check_values(kernel, TRITON, check.case, values, setting)
 
 
@@ -88,7 +103,11 @@ def test_conforms(kernel: KernelInfo) -> None:
 def test_no_tokens_are_no_launch(op: str) -> None:
     kernel = next(kernel for kernel in KERNELS if kernel.op == op)
     letter = "F" if op == "gate_up_swiglu" else "N"
-    run_case(kernel, TRITON, Case({"M": 0, "K": 32, letter: 8}), formats=_same(op, "BF16"), dtype="bfloat16")
+    _run(kernel, Case({"M": 0, "K": 32, letter: 8}), _same(op, "BF16"), "bfloat16")
+
+
+def _run(kernel: KernelInfo, case: Case, formats: dict[str, str], dtype: str = "float32") -> None:
+    run_case(kernel, TRITON, case, formats=formats, dtype=dtype, device=accelerator())
 
 
 def _same(op: str, name: str) -> dict[str, str]:
@@ -100,7 +119,7 @@ def _stored(name: str, shape: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def _packed(tensor: Tensor) -> torch.Tensor:
-    return torch.from_numpy(pack(tensor)) if tensor.format.quantized else torch.from_numpy(tensor.numpy().copy())
+    return there(torch.from_numpy(pack(tensor) if tensor.format.quantized else tensor.numpy().copy()))
 
 
 def test_no_two_forms_take_the_same_bytes() -> None:
@@ -114,11 +133,12 @@ def test_packed_weights_are_those_of_the_file(name: str, shape: tuple[int, int])
     tensor = _stored(name, shape)
     want = torch.from_numpy(tensor.dequantize())
     weight = _packed(tensor)
-    torch.testing.assert_close(dequantized(weight, shape[1], torch.float32), want, rtol=1e-6, atol=1e-7)
-    some = torch.empty(2, shape[1] + 16)
+    torch.testing.assert_close(here(dequantized(weight, shape[1], torch.float32)), want, rtol=1e-6, atol=1e-7)
+    some = there(torch.empty(2, shape[1] + 16))
     rows = torch.tensor([shape[0] - 1, 1])
     form = FORMS[name]
-    _rows_kernel[(1,)](weight, rows, some, *shape, C=triton.next_power_of_2(shape[1] + 16), FORM=form)
+    _rows_kernel[(1,)](weight, there(rows), some, *shape, C=triton.next_power_of_2(shape[1] + 16), FORM=form)
+    some = here(some)
     torch.testing.assert_close(some[:, : shape[1]], want[rows], rtol=1e-6, atol=1e-7)
     assert not some[:, shape[1] :].any()
 
@@ -139,7 +159,7 @@ def test_many_tokens_of_packed_weights(op: str, name: str, tokens: int) -> None:
     """On both sides of the number from which on weights are unpacked first."""
     kernel = next(kernel for kernel in KERNELS if kernel.op == op and name in kernel.formats)
     dims = {"M": tokens, "K": 64, "F" if op == "gate_up_swiglu" else "N": 37}
-    run_case(kernel, TRITON, Case(dims, present=("bias",) if "linear" in op else ()), formats=_same(op, name))
+    _run(kernel, Case(dims, present=("bias",) if "linear" in op else ()), _same(op, name))
 
 
 @pytest.mark.parametrize("name", ["F32", "Q4_K", "Q6_K"])
@@ -151,7 +171,7 @@ def test_columns_are_split_where_rows_are_few(name: str, tokens: int) -> None:
     columns = 256 * (37 if tokens == 1 else 9)
     assert plan(_packed(_stored(name, (3, columns))), tokens, 3, columns).split > 1
     case = Case({"M": tokens, "K": columns, "N": 3}, present=("bias",))
-    run_case(kernel, TRITON, case, formats={"weight": name})
+    _run(kernel, case, {"weight": name})
 
 
 @pytest.mark.parametrize(
@@ -173,17 +193,17 @@ def test_three_projections(tokens: int, columns: int, formats: tuple[str, ...], 
     tensors = [_stored(name, (n, columns), seed) for seed, (name, n) in enumerate(zip(formats, sizes, strict=True))]
     x = torch.from_numpy(rng.standard_normal((tokens, columns)).astype(np.float32))
     biases = [torch.from_numpy(rng.standard_normal(n).astype(np.float32)) * 9 for n in sizes]
-    given = [bias if letter in biased else None for letter, bias in zip("qkv", biases, strict=True)]
-    got = [torch.full((tokens, n), torch.nan) for n in sizes]
-    project3(x, *map(_packed, tensors), *given, *got)
+    given = [there(bias) if letter in biased else None for letter, bias in zip("qkv", biases, strict=True)]
+    got = [there(torch.full((tokens, n), torch.nan)) for n in sizes]
+    project3(there(x), *map(_packed, tensors), *given, *got)
     for one, tensor, bias in zip(got, tensors, given, strict=True):
-        want = x @ torch.from_numpy(tensor.dequantize()).T + (0 if bias is None else bias)
-        torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-4 * want.std().item())
+        want = x @ torch.from_numpy(tensor.dequantize()).T + (0 if bias is None else here(bias))
+        torch.testing.assert_close(here(one), want, rtol=1e-4, atol=1e-4 * want.std().item())
 
 
 def _choose(x: torch.Tensor, weight: torch.Tensor) -> list[int]:
-    ids = torch.full((x.shape[0],), -7, dtype=torch.int32)
-    classifier_argmax(x, weight, ids)
+    ids = there(torch.full((x.shape[0],), -7, dtype=torch.int32))
+    classifier_argmax(there(x), there(weight), ids)
     return ids.tolist()
 
 
@@ -201,9 +221,9 @@ def test_the_lowest_of_equal_logits_is_chosen(tokens: int) -> None:
 
 def test_the_lowest_of_equal_tiles_is_chosen() -> None:
     """Of more tiles than the second kernel looks at at once."""
-    tiles, ids = 2 * REDUCE + 5, torch.empty(1, dtype=torch.int32)
-    index = torch.arange(10, 10 + tiles, dtype=torch.int32)
-    choose_kernel[(1,)](torch.ones(tiles), index, ids, tiles, BLOCK=REDUCE)
+    tiles, ids = 2 * REDUCE + 5, there(torch.empty(1, dtype=torch.int32))
+    index = there(torch.arange(10, 10 + tiles, dtype=torch.int32))
+    choose_kernel[(1,)](there(torch.ones(tiles)), index, ids, tiles, BLOCK=REDUCE)
     assert ids.tolist() == [10]
 
 
@@ -225,8 +245,8 @@ def test_logits_are_not_rounded_to_the_tokens_type() -> None:
     for tokens in (1, 4, 40):
         x, weight = torch.ones(tokens, 64, dtype=torch.float16), torch.full((5, 64), 32.0, dtype=torch.float16)
         weight[:, 0] = 33.0
-        y = torch.empty(tokens, 5)
-        linear(x, weight, None, y)
+        y = there(torch.empty(tokens, 5))
+        linear(there(x), there(weight), None, y)
         assert (y == 2049).all()
 
 
@@ -241,10 +261,10 @@ def _far_kernel(x, weight, y, first, N, K, BM: tl.constexpr):
 def test_elements_beyond_two_to_the_31(tokens: int) -> None:
     """The matrix is memory that nobody touches, but for its last rows."""
     rows, columns = (1 << 31) // 32768 + 8, 32768
-    weight = torch.empty(rows, columns, dtype=torch.float16)
-    weight[-4:] = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
-    y = torch.empty(4)
-    _far_kernel[(1,)](torch.ones(1, columns, dtype=torch.float16), weight, y, rows - 4, rows, columns, BM=tokens)
+    weight = torch.empty(rows, columns, dtype=torch.float16, device=NAME)
+    weight[-4:] = there(torch.tensor([1.0, 2.0, 3.0, 4.0]))[:, None]
+    x, y = there(torch.ones(1, columns, dtype=torch.float16)), there(torch.empty(4))
+    _far_kernel[(1,)](x, weight, y, rows - 4, rows, columns, BM=tokens)
     assert y.tolist() == [columns * i for i in (1, 2, 3, 4)]
 
 
@@ -255,12 +275,12 @@ def test_eight_bits_conform(kernel: KernelInfo) -> None:
     assert not kernel.exact
     assert declaration_errors(kernel, backend) == []
     if backend.name == "triton_w8a8":
-        found = [check for check in checks(backend, kernel) if check.case.dims["N"] < 1000]
-        for check in found[::11]:
+        found = list(checks(backend, kernel, accelerator()))
+        for check in [check for check in found if check.case.dims["N"] < 1000][::11] if INTERPRETING else found:
             check.run()
 
 
-@pytest.mark.parametrize(("kind", "pack_rows"), [(w8a8, pack_int8), (fp8, pack_fp8)], ids=["int8", "fp8"])
+@KINDS
 @pytest.mark.parametrize(("tokens", "columns", "rows"), [(1, 100, 33), (5, 256, 70), (40, 64, 9), (3, 6000, 7)])
 def test_eight_bits_are_what_they_say(kind, pack_rows, tokens: int, columns: int, rows: int) -> None:
     """Both operands rounded to 8 bits with a scale for each row, and nothing else."""
@@ -270,9 +290,10 @@ def test_eight_bits_are_what_they_say(kind, pack_rows, tokens: int, columns: int
     tensor = _stored("F32", (rows, columns))
     bias = rng.standard_normal(rows).astype(np.float32)
     residual = rng.standard_normal((tokens, rows)).astype(np.float32)
-    y = torch.full((tokens, rows), torch.nan)
-    weight = torch.from_numpy(pack_rows(tensor))
-    kind.linear_add(*map(torch.from_numpy, (x, residual)), weight, torch.from_numpy(bias), y)
+    y = there(torch.full((tokens, rows), torch.nan))
+    given = [there(torch.from_numpy(array)) for array in (x, residual, pack_rows(tensor), bias)]
+    kind.linear_add(*given, y)
+    y = here(y)
     want = residual + _eight_bits(x, kind) @ _eight_bits(tensor.dequantize(), kind).T + bias
     assert (np.abs(y.numpy() - want) <= 1e-2 * want.std()).all()  # halves may be rounded otherwise
     assert np.abs(y.numpy() - want).mean() <= 2e-4 * want.std()
@@ -284,27 +305,24 @@ def _eight_bits(values: np.ndarray, kind: object) -> np.ndarray:
     return (np.rint(codes) if kind is w8a8 else codes.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)) * scale
 
 
-@pytest.mark.parametrize(("kind", "pack_rows"), [(w8a8, pack_int8), (fp8, pack_fp8)], ids=["int8", "fp8"])
+@KINDS
 def test_eight_bits_keep_zeros_and_nan(kind, pack_rows) -> None:
     x = torch.zeros(3, 32)
     x[1, 3], x[2, 5] = torch.nan, torch.inf
-    y = torch.empty(3, 4)
-    kind.linear(x, torch.from_numpy(pack_rows(_stored("F32", (4, 32)))), None, y)
+    y = there(torch.empty(3, 4))
+    kind.linear(there(x), there(torch.from_numpy(pack_rows(_stored("F32", (4, 32))))), None, y)
+    y = here(y)
     assert (y[0] == 0).all()
     assert y[1:].isnan().all()
 
 
+@FLOAT8
 def test_the_kit_notices_a_wrong_kind() -> None:
     """The bound of 8 bits is no licence: int8 rows read as float8 are beyond it."""
     kernel = COARSE[0]
     with pytest.raises(KernelMismatch):
-        run_case(_as_fp8(kernel), BACKENDS["triton_w8a8"], Case({"M": 4, "K": 64, "N": 8}), formats={"weight": "F32"})
-
-
-def _as_fp8(kernel: KernelInfo) -> KernelInfo:
-    from dataclasses import replace
-
-    return replace(kernel, target="llmcore_triton.fp8:linear")
+        wrong, case = replace(kernel, target="llmcore_triton.fp8:linear"), Case({"M": 4, "K": 64, "N": 8})
+        run_case(wrong, BACKENDS["triton_w8a8"], case, formats={"weight": "F32"}, device=accelerator())
 
 
 def test_listing_the_plugin_imports_no_triton() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from helpers.accelerator import accelerator
 from llmcore.testing.conformance import Check, checks, declaration_errors
+from llmcore_triton.device import INTERPRETING
 from llmcore_triton.plugin import llmcore_backends
 
 pytest.importorskip("triton")
 BACKEND = llmcore_backends()[0]
 KERNELS = [kernel for kernel in BACKEND.kernels if kernel.op == "qkv_rope_kv_write"]
-STRIDE = 1 if os.environ.get("TRITON_INTERPRET") != "1" else 29  # a GPU takes all
+STRIDE = 29 if INTERPRETING else 1  # a GPU takes all
 
 
 def chosen() -> list[Check]:

@@ -1,4 +1,7 @@
-"""Triton's sampling kernels conform, in its interpreter; and what is their own: rows of many chunks, exact digits."""
+"""Triton's sampling kernels conform; and what is their own: rows of many chunks, exact digits.
+
+In the interpreter on a choice of the kit's cases, on a GPU on all of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from helpers.accelerator import accelerator, here, recorded_launches, there
 from llmcore import ops
 from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
@@ -14,6 +18,7 @@ from llmcore.plugins import resolve
 from llmcore.testing.conformance import Check, checks, declaration_errors
 from llmcore_triton import largest as largest_module
 from llmcore_triton import sampling
+from llmcore_triton.device import INTERPRETING
 from llmcore_triton.plugin import SAMPLING, llmcore_backends
 
 BACKEND = llmcore_backends()[0]
@@ -22,6 +27,8 @@ SLOW = ("top_k", "top_p", "largest")  # in the interpreter
 
 def _wanted(check: Check) -> bool:
     """Activations are of no concern to these ops: float32, and the other types once."""
+    if not INTERPRETING:
+        return True
     dims = check.case.dims
     if check.dtype != "float32":
         return dims["R"] == 3 and "N" not in dims
@@ -31,7 +38,7 @@ def _wanted(check: Check) -> bool:
 
 
 def _chosen() -> Iterator[Check]:
-    return (check for kernel in SAMPLING for check in checks(BACKEND, kernel) if _wanted(check))
+    return (check for kernel in SAMPLING for check in checks(BACKEND, kernel, accelerator()) if _wanted(check))
 
 
 def _kernel(op: str) -> KernelInfo:
@@ -43,9 +50,10 @@ def _run(op: str, *inputs: torch.Tensor, **attrs: int) -> torch.Tensor:
     rows, width = inputs[0].shape
     param = ops.get(op).outputs[0]
     shape = {"R": rows, "V": width, "N": attrs.get("n", 0)}
-    y = torch.full([shape[dim] for dim in param.dims], -9, dtype=torch.int32 if param.type == "i32" else torch.float32)
-    resolve(_kernel(op).target)(*inputs, y, **attrs)
-    return y
+    kind = torch.int32 if param.type == "i32" else torch.float32
+    y = there(torch.full([shape[dim] for dim in param.dims], -9, dtype=kind))
+    resolve(_kernel(op).target)(*map(there, inputs), y, **attrs)
+    return here(y)
 
 
 @pytest.mark.parametrize("check", list(_chosen()), ids=lambda check: check.id)
@@ -62,7 +70,7 @@ def test_declares_what_there_is(kernel: KernelInfo) -> None:
 @pytest.mark.parametrize("kernel", SAMPLING, ids=lambda kernel: kernel.op)
 def test_rows_of_many_chunks(kernel: KernelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ties, edges, NaN and infinities on both sides of a cut, and a row's bits whoever shares the batch."""
-    for check in checks(BACKEND, kernel):
+    for check in checks(BACKEND, kernel, accelerator()):
         dims = check.case.dims
         monkeypatch.setattr(sampling, "CHUNK", 32 if "N" in dims else 4 if dims["V"] < 20 else 16)
         if kernel.op in ("top_k", "top_p"):
@@ -137,10 +145,7 @@ def test_more_than_a_program_lists_is_sorted(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_launches_depend_on_shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher looks at data: tensors that have none will do. So a step can be captured, and kernels compiled."""
-    launched = []
-    monkeypatch.setattr(
-        "triton.runtime.interpreter.GridExecutor.__call__", lambda self, *args, **kwargs: launched.append(self.grid)
-    )
+    launched = recorded_launches(monkeypatch)
     rows, vocab = 3, 151936
     made = {"f32": torch.float32, "i32": torch.int32}
     for kernel in SAMPLING:
@@ -157,8 +162,9 @@ def test_launches_depend_on_shapes_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_is_launched_for_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", lambda *args, **kwargs: pytest.fail("ran"))
+    launched = recorded_launches(monkeypatch)
     for kernel in SAMPLING:
-        for check in checks(BACKEND, kernel):
+        for check in checks(BACKEND, kernel, accelerator()):
             if isinstance(check.case, Case) and check.case.dims["R"] == 0:
                 check.run()
+    assert not launched

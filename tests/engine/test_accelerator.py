@@ -215,8 +215,8 @@ def test_a_step_may_have_more_tokens_than_a_sequence(load: Callable[..., LLM], h
     """The largest step, by which memory is measured, is then one of several sequences; the last may be short."""
     small = replace(SETTINGS, max_context=26, max_batch_tokens=60)
     there = load(settings=small)
-    ran = [len(ids) for ids, *_ in there.runner._largest()]
-    assert ran == [26, 26, 8]
+    ran = [(len(ids), start, len(rows)) for ids, start, _, rows in there.runner._largest()]
+    assert ran == [(26, 0, 16), (26, 0, 0), (8, 18, 0)]  # sixteen rows in all; each reads a whole context
     assert [len(ids) for ids, *_ in load(settings=replace(small, max_seqs=1)).runner._largest()] == [26]
     params = SamplingParams(max_tokens=5, ignore_eos=True)
     found, wanted = there.generate(PROMPTS, params), here.generate(PROMPTS, params)

@@ -204,7 +204,7 @@ def test_fused_ops_are_judged_by_their_parts(machine: Machine) -> None:
         (mine("add", "add", dtypes=("float8",)), "dtype 'float8' has no tolerance"),
         (mine("linear", "linear", formats=F32, pack="helpers.wrong_kernels:dense"), "pack and layout go together"),
         (mine("add", "ad"), "cannot import 'helpers.wrong_kernels:ad'"),
-        (mine("add", "add", devices=("cuda",)), "takes no case of add: mine: not on cpu"),
+        (mine("add", "add", supported="helpers.wrong_kernels:nothing_at_all"), "takes no case of add: mine: busy"),
         (replace(over_torch_pages("attention", "unscaled")[1], group=""), 'needs group="kv"'),
         (over_torch_pages("attention", "unscaled")[1], "KV cache of float32, but its backend names no layout"),
     ],

@@ -113,7 +113,8 @@ class Context:
             self.add(Finding(what, "not run", note=f"{max(self.left, 0):.0f} s were left of the {needs:.0f} it takes"))
             return False
         try:
-            action()
+            with self.device.scope():
+                action()
         except Exception as error:  # of kernels, torch, transformers: whatever it is, it is what was found
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(where.filename).name}:{where.lineno}"

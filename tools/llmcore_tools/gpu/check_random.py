@@ -18,10 +18,10 @@ import numpy as np
 
 from llmcore.device import Place
 from llmcore.engine import inspection
+from llmcore.engine.accelerated import AcceleratedRunner
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import family_of
 from llmcore.engine.request import Request
-from llmcore.engine.runner import Runner
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.sizes import Sizes
 from llmcore.engine.step_graph import model_graph
@@ -181,7 +181,7 @@ class SharedWeights(WeightStore):
 
 
 @dataclass
-class MeasuredRunner(Runner):
+class MeasuredRunner(AcceleratedRunner):
     """A runner that records steps of those sizes only that are measured; others are recorded when they first come.
 
     Each takes seconds where a kernel has to be compiled for it.
@@ -189,10 +189,8 @@ class MeasuredRunner(Runner):
 
     measured: Sequence[int] = ()
 
-    def warm_up(self) -> None:
-        """Runs a step of each size that is measured, over the page that belongs to nobody."""
-        for count in self.measured:
-            self._run([([0], 0, [self._spare], (0,)) for _ in range(count)], "ids")
+    def _record(self, head: str, counts: Sequence[int]) -> None:
+        super()._record(head, [count for count in counts if head == "ids" and count in self.measured])
 
 
 @dataclass
@@ -201,7 +199,7 @@ class Loaded:
 
     checkpoint: Checkpoint
     spec: ModelSpec
-    runner: Runner
+    runner: AcceleratedRunner
     engine: Engine
 
     def logits(self, ids: Sequence[int], chunk: int | None = None) -> Array:
@@ -250,8 +248,9 @@ def load(
     tensors = claim(checkpoint, graph.weights, (*IGNORABLE, *tied))
     store = SharedWeights if shared else WeightStore
     parts = graph, sizes, spec.vocab_size, store(tensors, device=place.device), registry, _no_pool, place
-    runner = MeasuredRunner(*parts, measured=batches) if batches else Runner(*parts)
-    return Loaded(checkpoint, spec, runner, Engine(runner, NoText(spec.vocab_size), (), prefix_cache=False))
+    with place.device.scope():
+        runner = MeasuredRunner(*parts, measured=batches) if batches else AcceleratedRunner(*parts)
+        return Loaded(checkpoint, spec, runner, Engine(runner, NoText(spec.vocab_size), (), prefix_cache=False))
 
 
 def _no_pool() -> Any:
