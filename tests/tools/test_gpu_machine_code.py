@@ -99,7 +99,8 @@ def test_loads_from_elsewhere_are_not_passed_over() -> None:
     pointer = "  %1 = load i32, ptr addrspace(1) %0, align 4\n  %2 = inttoptr i64 %9 to ptr addrspace(1)\n"
     assert loads_of(pointer) == {-1: {4: 1}}
     assert loads_of('  call void asm "ld.global.new.thing [$0];", "r"(i64 %1)') == {-1: {0: 1}}
-    assert complaints(compiled(Reading(**{**GOOD, "loads": {-1: {0: 1}}}))) == ["loads from nobody knows where"]
+    unread = compiled(Reading(**{**GOOD, "loads": {0: {16: 1}, -1: {0: 1}}}))  # type: ignore[arg-type]
+    assert complaints(unread) == ["loads of an unknown width"]
 
 
 def test_dots() -> None:
@@ -152,6 +153,9 @@ GOOD |= {"matrix": ("HGMMA",), "dots": ("bf16",)}
         (BOTH, {"tensors": {0: (0, 4 << 20), 1: (0, 4 << 20)}}, []),
         ({"loads": {1: {2: 9}}}, {"tensors": {0: (0, 4 << 20), 1: (1, 2 << 20)}}, ["narrow loads: 9 of 2 bytes"]),
         ({"loads": {1: {2: 9}}}, {}, []),
+        ({"loads": {0: {16: 1}, -1: {2: 9}}}, {}, ["narrow loads: 9 of 2 bytes, 1 of 16 bytes"]),
+        ({"loads": {-1: {2: 9}}}, {}, ["narrow loads: 9 of 2 bytes"]),
+        ({"loads": {-1: {2: 9}}}, {"tensors": {0: (0, 4096)}}, []),
     ],
 )
 def test_verdicts(changes: dict[str, object], more: dict[str, object], said: list[str]) -> None:

@@ -54,17 +54,20 @@ class Compiled:
     def widths(self) -> Mapping[int, int]:
         """Width in bytes → loads from the largest tensor that it loads from; nothing where that is not large.
 
-        Of several tensors as large as that, from the one with the narrowest loads.
+        Of several tensors as large as that, from the one with the narrowest loads. Addresses that went through shared
+        memory may be anybody's: their loads count too.
         """
-        if self.reading is None:
+        if self.reading is None or not any(nbytes >= LARGE for _, nbytes in self.tensors.values()):
             return {}
+        unknown = self.reading.loads.get(UNKNOWN, {})
         loaded: dict[tuple[int, int], Counter[int]] = {}
         for i, widths in self.reading.loads.items():
             if i in self.tensors and self.tensors[i][1] >= LARGE:
                 memory, nbytes = self.tensors[i]
                 loaded.setdefault((nbytes, memory), Counter()).update(widths)
         largest = max((nbytes for nbytes, _ in loaded), default=0)
-        return min((widths for (nbytes, _), widths in loaded.items() if nbytes == largest), key=wide_share, default={})
+        of_largest = [widths + Counter(unknown) for (nbytes, _), widths in loaded.items() if nbytes == largest]
+        return min(of_largest, key=wide_share, default=unknown)
 
     @property
     def name(self) -> str:
@@ -83,9 +86,8 @@ def complaints(variant: Compiled) -> list[str]:
 
 def wide_share(widths: Mapping[int, int]) -> float:
     """Of the bytes loaded, those that come 16 at a time."""
-    return sum(width * count for width, count in widths.items() if width >= WIDE) / sum(
-        width * count for width, count in widths.items()
-    )
+    loaded = sum(width * count for width, count in widths.items())
+    return sum(width * count for width, count in widths.items() if width >= WIDE) / max(loaded, 1)
 
 
 def _wrong(reading: Reading, widths: Mapping[int, int], target: Target, prefill: bool) -> Iterable[str]:
@@ -99,8 +101,8 @@ def _wrong(reading: Reading, widths: Mapping[int, int], target: Target, prefill:
         yield "a dot without matrix instructions"
     elif prefill and target.name == "sm_90" and reading.dots and not WARP_GROUP & {*reading.matrix}:
         yield "prefill without wgmma"
-    if UNKNOWN in reading.loads:
-        yield "loads from nobody knows where"
+    if 0 in reading.loads.get(UNKNOWN, {}):
+        yield "loads of an unknown width"
     if widths and wide_share(widths) < WIDE_SHARE:
         yield "narrow loads: " + ", ".join(f"{count} of {width} bytes" for width, count in sorted(widths.items()))
 
