@@ -2,7 +2,8 @@
 
 ``tables/<device>.json`` holds what a search has found: kernel name → list of entries ``{"shape": [...], "meta":
 {...}, "num_warps": n, "num_stages": n}``. Where a table has no entry for a shape, the nearest one is taken (by the sum
-of the differences of logarithms); where there is no table, the kernel's own default.
+of the differences of logarithms); where there is no table, the kernel's own default. What a kernel needs to be right is
+never in ``meta``: an entry may be of another shape.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _config(
     kernel: str, shape: tuple[int, ...], warps: int, stages: int, meta: tuple[tuple[str, int], ...], device: str
 ) -> Config:
     default = Config(dict(meta), warps, stages)
-    entries = table(device).get(kernel, ())
+    entries = [entry for entry in table(device).get(kernel, ()) if entry["meta"].keys() == default.meta.keys()]
     best = min(entries, key=lambda entry: distance(shape, entry["shape"]), default=None)
     if best is None or distance(shape, best["shape"]) == inf:
         return default

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # multiply and add at once; Triton will leave it off by default
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's interpreter runs the kernels, on CPU tensors; Triton reads the variable when it is imported."""
 

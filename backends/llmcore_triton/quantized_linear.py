@@ -109,7 +109,7 @@ def scaled_kernel(
             w = tl.load(w_at, mask=(column < P)[None, :], other=0.0)
             v = tl.load(v_at, mask=(column < P)[:, None], other=0.0)
         if FP8:
-            acc = tl.dot(w, v, acc)
+            acc = tl.dot(w, v, acc, max_num_imprecise_acc=BK)  # Hopper adds in 14 bits, but for what leaves its units
         else:
             acc = tl.dot(w, v, acc, out_dtype=tl.int32)
     of_rows = (weight + tl.cast(N, tl.int64) * P).to(tl.pointer_type(tl.float32))

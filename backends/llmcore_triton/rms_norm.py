@@ -99,9 +99,9 @@ def _launch(
     columns = min(triton.next_power_of_2(width), WIDEST)
     rows = max(1, min(BLOCK // columns, triton.next_power_of_2(groups)))
     wide = width > WIDEST
-    block = {"COLUMNS": columns} if wide else {"ROWS": rows, "COLUMNS": columns}
-    chosen = config(name, (groups, width), Config(block, num_warps=warps(rows * columns)))
-    options: dict[str, Any] = {**chosen.options, "C": width, "ADD": b is not None}
+    block = {} if wide else {"ROWS": rows}
+    chosen = config(f"{name}{'_wide' * wide}", (groups, width), Config(block, num_warps=warps(rows * columns)))
+    options: dict[str, Any] = {**chosen.options, "COLUMNS": columns, "C": width, "ADD": b is not None}
     if wide:
         _rms_norm_wide[(groups,)](x, b, weight, total, y, eps, **options)
     else:

@@ -48,6 +48,7 @@ class Accelerator:
         self._stream = torch.cuda.Stream(found) if self.asynchronous else None
         self._stages: list[tuple[torch.Tensor, Any]] = []
         self._pool: Any = None
+        self._keeper: Any = None
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         """Memory is taken at once; that of models which nobody uses any more is collected first where it is needed."""
@@ -150,7 +151,16 @@ class Accelerator:
         if not self.asynchronous:
             return calls
         graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        if self._pool is None:  # it lives as long as one of its graphs: the first is kept, and does next to nothing
+            self._pool, self._keeper, nothing = (
+                torch.cuda.graph_pool_handle(),
+                torch.cuda.CUDAGraph(),
+                self.zeros((1,), "uint8"),
+            )
+            with torch.cuda.graph(
+                self._keeper, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                nothing.zero_()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             calls()
         replay: Callable[[], None] = graph.replay

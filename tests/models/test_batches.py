@@ -73,7 +73,7 @@ def test_a_smaller_cache(tiny_model: MakeTiny, open_llm: OpenLLM, backend: str, 
 def test_a_cache_that_a_backend_does_not_offer(tiny_model: MakeTiny, open_llm: OpenLLM) -> None:
     with pytest.raises(RegistryError, match="not for a KV cache of int8") as error:
         open_llm(tiny_model("qwen2"), "torch", kv_dtype="int8")
-    assert "offered by: numba; torch offers float32, bfloat16" in str(error.value)
+    assert "offered by: numba, triton; torch offers float32, float16, bfloat16" in str(error.value)
 
 
 def test_numba_s_logits_do_not_depend_on_threads(tiny_model: MakeTiny) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmcore.device import Place
+from llmcore.device import HOST, Place
 from llmcore.device.accelerator import Accelerator
 from llmcore.plugins import plugins, resolve
 from llmcore_tools.gpu import (
@@ -227,6 +227,7 @@ def asked(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[Context, l
     noted: list[tuple[Any, ...]] = []
     monkeypatch.setattr(Context, "known", lambda *_: 4000.0)
     monkeypatch.setattr(Context, "_release", lambda _: None)
+    monkeypatch.setattr(Context, "device", HOST)
     for module, name in ((check_decode, "measure"), (check_prefill, "measure"), (check_attention, "measure")):
         monkeypatch.setattr(module, name, lambda _, *args: noted.append(args))
     monkeypatch.setattr(check_models, "compare", lambda _, *args: noted.append(args))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def add_call(size: int = 3072, name: str = "add") -> Call:
     """``add`` of ``size`` elements."""
     kernel = next(kernel for kernel in gpu_kernels.good()[0].kernels if kernel.op == "add")
-    object.__setattr__(kernel, "target", f"{gpu_kernels.HERE}:{name}")
+    kernel = replace(kernel, target=f"{gpu_kernels.HERE}:{name}")
     return Call(kernel, tuple(Argument(each, (1, size), "float32") for each in "aby"), ())
 
 
@@ -180,7 +181,7 @@ def test_a_configuration_that_computes_something_else_is_none(tables: Path) -> N
 def test_one_answer_serves_all_calls_that_ask(tables: Path) -> None:
     """Two launchers ask for the same shape; what is best for one of them costs the other more than it wins."""
     file, calls = tables / "t.json", [add_call(), add_call()]
-    object.__setattr__(calls[1], "arguments", tuple(Argument(each, (2, 1536), "float32") for each in "aby"))
+    calls[1] = replace(calls[1], arguments=tuple(Argument(each, (2, 1536), "float32") for each in "aby"))
     rows: list[int] = []
 
     class Watched(Tuner):
@@ -213,8 +214,7 @@ def test_operands_of_every_op_are_valid() -> None:
     from llmcore_torch.plugin import llmcore_backends
 
     (offered,) = llmcore_backends()
-    kernels = tuple(_on_gpu(kernel) for kernel in offered.kernels)
-    object.__setattr__(offered, "kernels", kernels)
+    offered = replace(offered, kernels=tuple(_on_gpu(kernel) for kernel in offered.kernels))
     calls = calls_of([offered], Workload(("llama-3.2-1b",), ("BF16",), ("bfloat16",), (Step(2, 2), Step(32, 1)))).places
     seen = set()
     for call in calls:
@@ -228,11 +228,8 @@ def test_operands_of_every_op_are_valid() -> None:
 
 
 def _on_gpu(kernel: Any) -> Any:
-    object.__setattr__(kernel, "devices", ("cuda",))
-    object.__setattr__(kernel, "dtypes", ("bfloat16",))
-    object.__setattr__(kernel, "pack", "")
-    object.__setattr__(kernel, "formats", kernel.formats and ("BF16",))
-    return kernel
+    formats = kernel.formats and ("BF16",)
+    return replace(kernel, devices=("cuda",), dtypes=("bfloat16",), pack="", formats=formats)
 
 
 def _elements(argument: Argument | None) -> int:
@@ -254,8 +251,7 @@ def _check_indices(given: dict[str, Any]) -> None:
 
 
 def test_bytes_are_numbers_however_they_are_read() -> None:
-    call = add_call()
-    object.__setattr__(call, "arguments", tuple(Argument(each, (1, 4096), "uint8") for each in "aby"))
+    call = replace(add_call(), arguments=tuple(Argument(each, (1, 4096), "uint8") for each in "aby"))
     made = operands(call, "cpu")[0]
     assert made is not None and len(made.unique()) > 8
     for dtype in (torch.float16, torch.bfloat16, torch.float32):

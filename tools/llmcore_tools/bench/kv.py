@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,9 +82,14 @@ def run(job: Job) -> int:
     limit, window = options.count(given, TOKENS, 4096, 2), options.count(given, WINDOW, 1024, 2)
     budget = options.count(given, BUDGET, 1024) << 20
     found: dict[str, Cache] = {}
+    offered: Collection[str] = KV_DTYPES
     for name in KV_DTYPES:
+        if name not in offered:
+            continue
         llm = load(replace(job.config, engine=replace(job.config.engine, kv_dtype=KVDtype(name))))
         try:
+            registry = llm.runner.registry
+            offered = registry.backends[registry.group_backend["kv"]].kv_layouts  # others would be another backend's
             found[name] = measure(llm, texts, limit, window)
             facts = machine.facts(llm, llm.threads, None)
             lengths = {text: min(len(llm.encode(content)), limit) for text, content in texts.items()}
