@@ -107,7 +107,11 @@ def _attention(
 
 
 def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
-    """Tiles and launch of :func:`_attention`. In float32 nothing runs on tensor cores, and tiles are small."""
+    """Tiles and launch of :func:`_attention`.
+
+    In float32 nothing runs on tensor cores, and tiles are small. Before Hopper each warp keeps the keys of a block in
+    registers: those made of int8 codes come on top of the codes, and leave room for less else.
+    """
     if INTERPRETING:
         return Config({"BLOCK_M": 16, "BLOCK_N": 32})
     device = target()
@@ -116,6 +120,8 @@ def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.
         default = Config({"BLOCK_M": 32, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
     elif device.capability >= 90:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 32 if large else 64}, num_warps=8, num_stages=3)
+    elif device.cuda and kv.dtype == torch.int8:
+        default = Config({"BLOCK_M": 64, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=3)
     elif device.cuda:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=3)
     else:
