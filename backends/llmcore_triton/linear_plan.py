@@ -86,14 +86,15 @@ def _plan(form: int, bits: int, tokens: int, rows: int, columns: int, split: boo
 
 
 def _gemv(bits: int, rows: int, columns: int, sides: int) -> Config:
-    """A tile is some rows by as many columns as four warps load at once, or fewer where that many do not divide all."""
+    """A tile is some rows by as many columns as 128 threads load at once, or fewer where these do not divide all."""
     vector = 128 // bits
     widths = [32 * vector * warps for warps in (4, 2, 1)]
     inner = next((width for width in widths if -(-columns // width) * width <= WASTE * columns), widths[-1])
     outer = max(1, GEMV_BYTES * 8 // (inner * bits) // sides)
     while outer > 2 and rows < 4 * target().multiprocessors * outer:
         outer //= 2
-    return Config({"BN": outer, "BK": inner}, num_warps=4, num_stages=1)
+    most = 8 if sides > 1 and bits == 4 else 4  # unpacked, the codes of two matrices take most registers of 4 warps
+    return Config({"BN": outer, "BK": inner}, num_warps=_warps(outer * inner * bits, most), num_stages=1)
 
 
 def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
@@ -104,7 +105,13 @@ def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
     most = 256 if bits == 4 and tokens < 64 else 128  # what is unpacked lies in registers
     inner = min(DOT_BYTES * 8 // (64 * bits), most)
     stages = 4 if target().shared > 100_000 and not form else 2
-    return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 32 else 2, num_stages=stages)
+    most = 4 if outer > 32 else 2
+    return Config({"BN": outer, "BK": inner}, num_warps=_warps(outer * inner * bits, most), num_stages=stages)
+
+
+def _warps(bits: int, most: int) -> int:
+    """As many as load a tile of ``bits`` with 16 bytes a thread: with more, loads would be narrower, not more."""
+    return min(most, max(1, bits // (128 * target().warp)))
 
 
 def parts_of(tiles: int, blocks: int, each: int) -> int:
