@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llmcore_triton.attention_decode import attention_decode, head_fits, one_each
+from llmcore_triton.attention_decode import attention_decode, fitting, head_fits, one_each
 from llmcore_triton.attention_step import LOG2E, attend, mean
 from llmcore_triton.configs import Config, config
 from llmcore_triton.device import INTERPRETING, target
@@ -107,21 +107,27 @@ def _attention(
 
 
 def attention_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
-    """Tiles and launch of :func:`_attention`. In float32 nothing runs on tensor cores, and tiles are small."""
+    """Tiles and launch of :func:`_attention`.
+
+    In float32 nothing runs on tensor cores, and tiles are small. Before Hopper each warp keeps the keys of a block in
+    registers: those made of int8 codes come on top of the codes, and leave room for less else.
+    """
     if INTERPRETING:
         return Config({"BLOCK_M": 16, "BLOCK_N": 32})
     device = target()
     large = head_dim > 128
     if dtype == torch.float32:
         default = Config({"BLOCK_M": 32, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
-    elif device.capability >= 90:
+    elif device.cuda and device.shared > 200_000:  # Hopper and the large Blackwell: units for whole warp groups
         default = Config({"BLOCK_M": 128, "BLOCK_N": 32 if large else 64}, num_warps=8, num_stages=3)
+    elif device.cuda and kv.dtype == torch.int8:
+        default = Config({"BLOCK_M": 64, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=3)
     elif device.cuda:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=8, num_stages=3)
     else:
         default = Config({"BLOCK_M": 128, "BLOCK_N": 16 if large else 32}, num_warps=4, num_stages=1)
-    kind = str(kv.dtype).removeprefix("torch.")
-    return config(f"attention_{kind}", (head_dim, sharing), default)
+    fitted = fitting(default, default.meta["BLOCK_M"], head_dim, dtype, kv)
+    return config(f"attention_{str(kv.dtype).removeprefix('torch.')}", (head_dim, sharing), fitted)
 
 
 def attention(

@@ -156,7 +156,7 @@ def split_count(sequences: int, kv_heads: int, blocks: int, programs: int = PROG
     return max(1, min(wanted, blocks, MOST_SPLITS))
 
 
-def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
+def decode_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
     """Block and launch of :func:`_decode`, and ``PROGRAMS`` for :func:`split_count`.
 
     A block of floating-point keys is about 16 KiB, and two are under way while one is used.
@@ -168,8 +168,26 @@ def decode_config(head_dim: int, sharing: int, kv: torch.Tensor) -> Config:
     block = max(16, min(64 if int8 else 128, (4096 if wide else 8192) // dim))
     stages = 2 if wide or not target().cuda else 4 if int8 and dim <= 64 else 3
     default = Config({"BLOCK_N": block, "PROGRAMS": PROGRAMS}, num_warps=4, num_stages=stages)
-    kind = str(kv.dtype).removeprefix("torch.")
-    return config(f"attention_decode_{kind}", (head_dim, sharing), default)
+    fitted = fitting(default, 16, head_dim, dtype, kv)
+    return config(f"attention_decode_{str(kv.dtype).removeprefix('torch.')}", (head_dim, sharing), fitted)
+
+
+def fitting(default: Config, rows: int, head_dim: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
+    """``default`` with as few stages, and then as small a block, as the device's shared memory asks for.
+
+    A stage has a block of keys or values as the cache keeps them; what is narrower than ``rows`` queries of ``dtype`` is
+    there in their type as well.
+    """
+    dim, block, stages = max(16, triton.next_power_of_2(head_dim)), default.meta["BLOCK_N"], default.num_stages
+    wide = dtype.itemsize if dtype.itemsize > kv.element_size() else 0
+
+    def taken() -> int:
+        buffers = stages if target().cuda else max(stages - 1, 1)
+        return dim * (rows * dtype.itemsize + 2 * block * (buffers * kv.element_size() + wide))
+
+    while taken() > 0.9 * target().shared and (stages > 1 or block > 16):
+        stages, block = (stages - 1, block) if stages > 1 else (stages, block // 2)
+    return Config({**default.meta, "BLOCK_N": block}, default.num_warps, stages)
 
 
 def attention_decode(
@@ -192,7 +210,7 @@ def attention_decode(
         return
     heads = q.shape[1] // head_dim
     sharing = heads // kv_heads
-    chosen = decode_config(head_dim, sharing, kv)
+    chosen = decode_config(head_dim, sharing, q.dtype, kv)
     options = chosen.options
     block, programs = options["BLOCK_N"], options.pop("PROGRAMS")
     splits = split_count(sequences, kv_heads, triton.cdiv(width * page_size, block), programs)

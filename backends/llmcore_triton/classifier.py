@@ -70,7 +70,7 @@ def classifier_argmax(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) 
     (m, k), n = x.shape, weight.shape[0]
     if not m:
         return
-    how = plan(weight, m, n, k, split=False)
+    how = plan(x, weight, n, split=False)
     tiles = how.programs(1, n)
     best = torch.empty((m, tiles), dtype=torch.float32, device=x.device)
     index = torch.empty((m, tiles), dtype=torch.int32, device=x.device)

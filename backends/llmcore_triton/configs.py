@@ -57,6 +57,11 @@ Answer = Callable[[str, tuple[int, ...], Config], Config]
 _answers: list[Answer] = []
 
 
+def being_searched() -> bool:
+    """Whether a search answers: nothing that follows from an answer may be remembered then."""
+    return bool(_answers)
+
+
 @contextmanager
 def answering(answer: Answer) -> Iterator[None]:
     """While open, ``answer(kernel, shape, default)`` is what :func:`config` returns: a search makes tables of that."""

@@ -74,7 +74,7 @@ def load_heads(
     """
     index = (pages.to(tl.int64) * 2 + SIDE) * KV_HEADS + head  # [BLOCK_N]
     element = tl.arange(0, DIM)[None, :]
-    at = kv + (index * HEAD_STRIDE + places * HEAD_DIM)[:, None] + element
+    at = kv + ((index * HEAD_STRIDE + places * HEAD_DIM)[:, None] + element)
     if MASKED:
         kept = load_where(at, there[:, None], element, HEAD_DIM, DIM)
     else:
@@ -83,7 +83,7 @@ def load_heads(
         BLOCK_N: tl.constexpr = pages.shape[0]
         GROUPS: tl.constexpr = (HEAD_DIM + GROUP - 1) // GROUP
         group = tl.arange(0, DIM // GROUP)[None, :]
-        at = scales + (index * (HEAD_STRIDE // 2) + SCALES // 2 + places * GROUPS)[:, None] + group
+        at = scales + ((index * (HEAD_STRIDE // 2) + SCALES // 2 + places * GROUPS)[:, None] + group)
         if MASKED:
             scale = load_where(at, there[:, None], group, GROUPS, DIM // GROUP)
         else:

@@ -6,11 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
+from llmcore_triton.device import target
 from llmcore_triton.linear_plan import FEW, FEW_PACKED, Plan, form_of_weight, plan
 from llmcore_triton.linear_tile import finish_tile, product, store_tile, tile_of
 from llmcore_triton.packed_rows import dequantized
 
-FINISH = 256  # elements of a program that adds parts
+FINISH_WARPS = 2  # of a program that adds parts
 
 
 @triton.jit(do_not_specialize=["M"])  # it changes from step to step
@@ -102,15 +103,20 @@ def few_product(
 ) -> None:
     """The product by :func:`linear_kernel`, for any number of rows but zero."""
     (m, k), n = x.shape, y.shape[1]
-    how = plan(weight, m, n, k)
+    how = plan(x, weight, n)
     partial = partials(how, x, m, n)
     linear_kernel[how.programs(m, n), how.split](
         x, weight, bias, residual, y, partial, m, n, k, FORM=how.form, **how.constants
     )
     if how.split > 1:
-        finish_kernel[(triton.cdiv(m * n, FINISH),)](
-            bias, residual, y, partial, m, n, SPLIT=how.split, BLOCK=FINISH, num_warps=2
+        finish_kernel[(triton.cdiv(m * n, finish_block()),)](
+            bias, residual, y, partial, m, n, SPLIT=how.split, BLOCK=finish_block(), num_warps=FINISH_WARPS
         )
+
+
+def finish_block() -> int:
+    """Elements of a program that adds parts: 16 bytes of float32 for each thread."""
+    return FINISH_WARPS * target().warp * 4
 
 
 def partials(how: Plan, x: torch.Tensor, m: int, n: int) -> torch.Tensor | None:

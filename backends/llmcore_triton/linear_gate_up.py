@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmcore_triton.configs import warps
 from llmcore_triton.linear import few_product, many, matrix_product
 from llmcore_triton.linear_plan import form_of_weight, plan
 from llmcore_triton.linear_tile import product, tile_of
@@ -64,9 +65,9 @@ def gate_up_swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, y: tor
         for weight, out in ((gate, y), (up, ups)):
             one = matrix_product if many(x, weight) else few_product
             one(x, weight, None, None, out)
-        gated_kernel[(triton.cdiv(y.numel(), BLOCK),)](y, ups, y, y.numel(), BLOCK=BLOCK)
+        gated_kernel[(triton.cdiv(y.numel(), BLOCK),)](y, ups, y, y.numel(), BLOCK=BLOCK, num_warps=warps(BLOCK))
         return
-    how = plan(gate, m, n, k, split=False, sides=2)
+    how = plan(x, gate, n, split=False, sides=2)
     gate_up_kernel[(how.programs(m, n),)](
         x, gate, up, y, m, n, k, GATE=how.form, UP=form_of_weight(up, k), **how.constants
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llmcore_triton.configs import Config, config
+from llmcore_triton.configs import Config, being_searched, config
 from llmcore_triton.device import target
 from llmcore_triton.packing import EIGHT, form_of
 
@@ -60,43 +60,51 @@ def form_of_weight(weight: torch.Tensor, columns: int) -> int:
     return form_of(weight.shape[1], columns) if weight.element_size() == 1 else 0
 
 
-def plan(weight: torch.Tensor, tokens: int, rows: int, columns: int, *, split: bool = True, sides: int = 1) -> Plan:
-    """The plan for ``tokens`` tokens and a weight like ``weight``, of ``rows`` rows in all matrices of the launch.
+def plan(x: torch.Tensor, weight: torch.Tensor, rows: int, *, split: bool = True, sides: int = 1) -> Plan:
+    """The plan for tokens ``x`` [M, K] and a weight like ``weight``, of ``rows`` rows in all matrices of the launch.
 
     Args:
         split: whether columns may be split.
         sides: matrices that a program multiplies at the same time.
     """
+    tokens, columns = x.shape
     form = form_of_weight(weight, columns)
     bits = (8 if form & EIGHT else 4) if form else 8 * weight.element_size()
-    return _plan(form, bits, min(tokens, TOKENS[-1]), rows, columns, split, sides, target().name)
+    shape = form, bits, 8 * x.element_size(), min(tokens, TOKENS[-1]), rows, columns, split, sides
+    return _plan(*shape) if being_searched() else _known_plan(*shape, target().name)
 
 
 @cache
-def _plan(form: int, bits: int, tokens: int, rows: int, columns: int, split: bool, sides: int, _device: str) -> Plan:
+def _known_plan(*shape: Any) -> Plan:
+    return _plan(*shape[:-1])
+
+
+def _plan(form: int, bits: int, wide: int, tokens: int, rows: int, columns: int, split: bool, sides: int) -> Plan:
+    """``wide``: bits of the tokens' elements."""
     block = next(size for size in TOKENS if tokens <= size)
     kind = f"{'packed' if form else 'dense'}{bits}"
     if block == 1:
         chosen = config(f"gemv-{kind}", (rows, columns), _gemv(bits, rows, columns, sides))
     else:
-        chosen = config(f"dot-{kind}", (block, rows, columns), _dot(form, bits, block, rows))
+        chosen = config(f"dot-{kind}", (block, rows, columns), _dot(form, bits, wide, block, rows, sides))
     inner = chosen.meta["BK"]
     parts = parts_of(-(-rows // chosen.meta["BN"]), -(-columns // inner), 2 if block > 1 else 1) if split else 1
     return Plan(form, block, chosen, parts, columns % (inner * parts) == 0)
 
 
 def _gemv(bits: int, rows: int, columns: int, sides: int) -> Config:
-    """A tile is some rows by as many columns as four warps load at once, or fewer where that many do not divide all."""
+    """A tile is some rows by as many columns as 128 threads load at once, or fewer where these do not divide all."""
     vector = 128 // bits
     widths = [32 * vector * warps for warps in (4, 2, 1)]
     inner = next((width for width in widths if -(-columns // width) * width <= WASTE * columns), widths[-1])
     outer = max(1, GEMV_BYTES * 8 // (inner * bits) // sides)
     while outer > 2 and rows < 4 * target().multiprocessors * outer:
         outer //= 2
-    return Config({"BN": outer, "BK": inner}, num_warps=4, num_stages=1)
+    most = 8 if sides > 1 and bits == 4 else 4  # unpacked, the codes of two matrices take most registers of 4 warps
+    return Config({"BN": outer, "BK": inner}, num_warps=_warps(outer * inner * bits, most), num_stages=1)
 
 
-def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
+def _dot(form: int, bits: int, wide: int, tokens: int, rows: int, sides: int) -> Config:
     """64 rows are what Hopper's matrix units take at once; other devices take 16, and do as well with tiles of 64."""
     outer = 64
     while outer > 16 and rows < target().multiprocessors * outer // 4:
@@ -104,7 +112,22 @@ def _dot(form: int, bits: int, tokens: int, rows: int) -> Config:
     most = 256 if bits == 4 and tokens < 64 else 128  # what is unpacked lies in registers
     inner = min(DOT_BYTES * 8 // (64 * bits), most)
     stages = 4 if target().shared > 100_000 and not form else 2
-    return Config({"BN": outer, "BK": inner}, num_warps=4 if outer > 32 else 2, num_stages=stages)
+    while stages > 1 and _shared(bits, wide, tokens, outer * sides, inner, stages) > 0.9 * target().shared:
+        stages -= 1
+    most = 4 if outer > 32 else 2
+    return Config({"BN": outer, "BK": inner}, num_warps=_warps(outer * inner * bits, most), num_stages=stages)
+
+
+def _shared(bits: int, wide: int, tokens: int, outer: int, inner: int, stages: int) -> int:
+    """Bytes of shared memory that tiles of a weight and of tokens take at most; a narrower weight is there twice."""
+    buffers = stages if target().cuda else max(stages - 1, 1)
+    staged = buffers * inner * (outer * bits + tokens * wide)
+    return (staged + (outer * inner * wide if bits != wide else 0)) // 8
+
+
+def _warps(bits: int, most: int) -> int:
+    """As many as load a tile of ``bits`` with 16 bytes a thread: with more, loads would be narrower, not more."""
+    return min(most, max(1, bits // (128 * target().warp)))
 
 
 def parts_of(tiles: int, blocks: int, each: int) -> int:

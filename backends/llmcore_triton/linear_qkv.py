@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llmcore_triton.linear import FINISH, few_product, many, matrix_product, partials
+from llmcore_triton.linear import FINISH_WARPS, few_product, finish_block, many, matrix_product, partials
 from llmcore_triton.linear_plan import form_of_weight, plan
 from llmcore_triton.linear_tile import finish_tile, product, store_tile, tile_of
 
@@ -120,11 +120,13 @@ def project3(
             one(x, weight, bias, None, y)
         return
     d, g = q.shape[1], k.shape[1]
-    how = plan(wq, m, d + 2 * g, columns)
+    how = plan(x, wq, d + 2 * g)
     partial = partials(how, x, m, d + 2 * g)
     forms = dict(zip(("FQ", "FK", "FV"), (form_of_weight(weight, columns) for weight in weights), strict=True))
     grid = how.programs(m, d) + 2 * how.programs(m, g), how.split
     project3_kernel[grid](x, *weights, bq, bk, bv, q, k, v, partial, m, d, g, columns, **forms, **how.constants)
     if how.split > 1:
-        blocks = triton.cdiv(m * d, FINISH) + 2 * triton.cdiv(m * g, FINISH)
-        finish3_kernel[(blocks,)](bq, bk, bv, q, k, v, partial, m, d, g, SPLIT=how.split, BLOCK=FINISH, num_warps=2)
+        block = finish_block()
+        launch = {"SPLIT": how.split, "BLOCK": block, "num_warps": FINISH_WARPS}
+        programs = triton.cdiv(m * d, block) + 2 * triton.cdiv(m * g, block)
+        finish3_kernel[(programs,)](bq, bk, bv, q, k, v, partial, m, d, g, **launch)

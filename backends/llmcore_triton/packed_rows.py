@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmcore_triton.configs import warps
 from llmcore_triton.linear_plan import form_of_weight
 from llmcore_triton.packed import EIGHT, HALVES, MINIMA, UNIT, codes_at, factors_at, magic_of, values_of
 
@@ -45,5 +46,6 @@ def dequantized(weight: torch.Tensor, columns: int, dtype: torch.dtype) -> torch
     rows = weight.shape[0]
     y = torch.empty((rows, columns), dtype=dtype, device=weight.device)
     grid = triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS)
-    dequantize_kernel[grid](weight, y, rows, columns, FORM=form, BN=ROWS, BK=COLUMNS, num_warps=4)
+    many = warps(ROWS * COLUMNS, each=32)  # 16 bytes of codes of 4 bits
+    dequantize_kernel[grid](weight, y, rows, columns, FORM=form, BN=ROWS, BK=COLUMNS, num_warps=many)
     return y

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from llmcore.registry.node import NodeView
-from llmcore_triton.configs import Config, config
+from llmcore_triton.configs import Config, config, warps
 from llmcore_triton.kv_pages import KEY, VALUE, scales_of, sizes, store_heads
 from llmcore_triton.linear import many
 from llmcore_triton.linear_qkv import project3
@@ -50,24 +50,31 @@ def turn(
 ):
     """``heads`` of a row, normed if ``NORM``, and turned by the angles of ``position``: float32 ``[HEADS, DIM]``.
 
-    Each element's partner in its pair is loaded beside it: no element needs to move between threads.
+    No element moves between threads: its partner in its pair lies beside it in the same thread, or is loaded again from
+    the other half of its head.
     """
     element = tl.arange(0, DIM)[None, :]
     turned = element < 2 * PAIRS
     if INTERLEAVED:
         second = element % 2 == 1
-        partner = tl.where(turned, element + 1 - 2 * (element % 2), element)
         pair = element // 2
     else:
         second = element >= PAIRS
         partner = tl.where(turned, tl.where(second, element - PAIRS, element + PAIRS), element)
         pair = tl.where(second, element - PAIRS, element)
     own = load_tile(x, row, heads, element, count, HEAD_DIM)
-    other = load_tile(x, row, heads, partner, count, HEAD_DIM)
+    factor = 1.0
     if NORM:
         factor = tl.rsqrt(tl.sum(own * own, axis=1) / HEAD_DIM + eps)[:, None]
         own = own * factor * tl.load(norm + element, mask=element < HEAD_DIM, other=0)
-        other = other * factor * tl.load(norm + partner, mask=partner < HEAD_DIM, other=0)
+    if INTERLEAVED:
+        HEADS: tl.constexpr = own.shape[0]
+        even, odd = tl.split(tl.reshape(own, [HEADS, DIM // 2, 2]))
+        other = tl.where(turned, tl.reshape(tl.join(odd, even), [HEADS, DIM]), own)
+    else:
+        other = load_tile(x, row, heads, partner, count, HEAD_DIM)
+        if NORM:
+            other = other * factor * tl.load(norm + partner, mask=partner < HEAD_DIM, other=0)
     angle = position.to(tl.int64) * PAIRS + pair
     c = tl.load(cos + angle, mask=turned, other=1)
     s = tl.load(sin + angle, mask=turned, other=0)
@@ -164,7 +171,8 @@ def qkv_finish(
         return
     shape = sizes(head_dim, kv_heads, page_size, kv)
     heads = min(8, triton.next_power_of_2(kv_heads))
-    chosen = config("qkv_finish", (heads_of_q, kv_heads, head_dim), Config({"HEADS": heads}, num_warps=4))
+    default = Config({"HEADS": heads}, num_warps=warps(heads * shape["DIM"]))
+    chosen = config("qkv_finish", (heads_of_q, kv_heads, head_dim), default)
     blocks = [triton.cdiv(count, chosen.meta["HEADS"]) for count in (kv_heads, kv_heads, heads_of_q)]
     _finish[(tokens, sum(blocks))](
         *(q, k, v, positions, slots, nq, nk, cos, sin, kv, scales_of(kv), q_out),

@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from llmcore_triton.configs import Config, config
+from llmcore_triton.configs import Config, config, warps
 from llmcore_triton.device import target
-from llmcore_triton.linear import FINISH, finish_kernel
+from llmcore_triton.linear import FINISH_WARPS, finish_block, finish_kernel
 from llmcore_triton.linear_plan import parts_of
 from llmcore_triton.linear_tile import store_tile, tile_of
 from llmcore_triton.quantized_packing import FP8_LARGEST, INT8_LARGEST, padded
@@ -133,7 +133,8 @@ def scaled_linear(
     codes = torch.empty((m, width), dtype=torch.uint8, device=x.device)
     scales = torch.empty((m,), dtype=torch.float32, device=x.device)
     block = min(1024, triton.next_power_of_2(width))
-    quantize_kernel[(m,)](x, codes, scales, k, width, FP8=kind.fp8, LARGEST=float(kind.largest), BK=block, num_warps=4)
+    limits = {"FP8": kind.fp8, "LARGEST": float(kind.largest)}
+    quantize_kernel[(m,)](x, codes, scales, k, width, BK=block, num_warps=warps(block), **limits)
     tokens, how = _tile(kind, m, n, width)
     inner, tiles = how.meta["BK"], -(-m // tokens) * -(-n // how.meta["BN"])
     split = parts_of(tiles, -(-width // inner), 2)
@@ -157,8 +158,8 @@ def scaled_linear(
         **how.options,
     )
     if split > 1:
-        finish_kernel[(triton.cdiv(m * n, FINISH),)](
-            bias, residual, y, partial, m, n, SPLIT=split, BLOCK=FINISH, num_warps=2
+        finish_kernel[(triton.cdiv(m * n, finish_block()),)](
+            bias, residual, y, partial, m, n, SPLIT=split, BLOCK=finish_block(), num_warps=FINISH_WARPS
         )
 
 

@@ -151,20 +151,20 @@ class Accelerator:
         if not self.asynchronous:
             return calls
         graph = torch.cuda.CUDAGraph()
-        if self._pool is None:  # it lives as long as one of its graphs: the first is kept, and does next to nothing
-            self._pool, self._keeper, nothing = (
-                torch.cuda.graph_pool_handle(),
-                torch.cuda.CUDAGraph(),
-                self.zeros((1,), "uint8"),
-            )
-            with torch.cuda.graph(
-                self._keeper, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                nothing.zero_()
+        if self._pool is None:
+            self._keep_pool()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             calls()
         replay: Callable[[], None] = graph.replay
         return replay
+
+    def _keep_pool(self) -> None:
+        """The memory that graphs share lives as long as one of them does: the first, which does nothing, is kept."""
+        self._pool, self._keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        nothing = self.zeros((1,), "uint8")
+        how = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self._keeper, **how):
+            nothing.zero_()
 
     def free_memory(self) -> int | None:
         """What the driver says: what torch keeps for later is not free, for the same steps will need it again."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product as combinations
 
 import ml_dtypes
 import numpy as np
@@ -29,10 +30,10 @@ from llmcore.testing.invoke import Machine, Setting
 from llmcore.testing.operands import make_values, random_weight
 from llmcore.weights.formats import FORMATS
 from llmcore.weights.tensor import Tensor
-from llmcore_triton import fp8, w8a8
+from llmcore_triton import device, fp8, linear_plan, w8a8
 from llmcore_triton.classifier import REDUCE, choose_kernel, classifier_argmax
 from llmcore_triton.device import INTERPRETING
-from llmcore_triton.linear import linear
+from llmcore_triton.linear import FINISH_WARPS, finish_block, linear
 from llmcore_triton.linear_plan import FEW_PACKED, plan
 from llmcore_triton.linear_qkv import project3
 from llmcore_triton.linear_tile import product
@@ -169,7 +170,7 @@ def test_columns_are_split_where_rows_are_few(name: str, tokens: int) -> None:
     if name == "F32":
         kernel = next(k for k in KERNELS if k.op == "linear_add" and not k.pack and "float32" in k.dtypes)
     columns = 256 * (37 if tokens == 1 else 9)
-    assert plan(_packed(_stored(name, (3, columns))), tokens, 3, columns).split > 1
+    assert plan(torch.empty(tokens, columns), _packed(_stored(name, (3, columns))), 3).split > 1
     case = Case({"M": tokens, "K": columns, "N": 3}, present=("bias",))
     _run(kernel, case, {"weight": name})
 
@@ -189,7 +190,7 @@ def test_three_projections(tokens: int, columns: int, formats: tuple[str, ...], 
     rng = np.random.default_rng(3)
     sizes = 40, 24, 24
     if columns > 256:
-        assert plan(torch.empty(40, columns), tokens, sum(sizes), columns).split > 1
+        assert plan(torch.empty(tokens, columns), torch.empty(40, columns), sum(sizes)).split > 1
     tensors = [_stored(name, (n, columns), seed) for seed, (name, n) in enumerate(zip(formats, sizes, strict=True))]
     x = torch.from_numpy(rng.standard_normal((tokens, columns)).astype(np.float32))
     biases = [torch.from_numpy(rng.standard_normal(n).astype(np.float32)) * 9 for n in sizes]
@@ -385,3 +386,18 @@ def test_launchers_compile_without_data(device: str, words: tuple[str, ...]) -> 
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "['finish_kernel', 'linear_kernel', 'quantize_kernel', 'scaled_kernel']"
+
+
+@pytest.mark.parametrize("device_name", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_threads_load_16_bytes_each(device_name: str, tokens: int, bits: int) -> None:
+    """Of a tile of weights, whatever the sizes of the matrix and of the device's warps."""
+    form = {4: 1, 8: 3, 16: 0}[bits]
+    with device.pretend(device_name) as target:
+        for rows, columns, sides in combinations((64, 512, 4096, 18944), (2048, 3584, 14336), (1, 2)):
+            config = linear_plan._plan(form, bits, tokens, rows, columns, True, sides, device_name).config
+            threads = config.num_warps * target.warp
+            assert config.meta["BN"] * config.meta["BK"] * bits // 8 >= 16 * threads or config.num_warps == 1
+            assert config.num_warps <= (8 if sides > 1 else 4)
+        assert finish_block() * 4 == 16 * FINISH_WARPS * target.warp

@@ -56,7 +56,7 @@ add:                                    ; @add
 def test_gcn() -> None:
     found = machine_code.amd(GCN, 512, "", "")
     assert gcn(GCN) == ["s_load_dwordx2", "global_load_dwordx4", "v_mfma_f32_16x16x16_bf16", "s_endpgm"]
-    assert (found.registers, found.spills, found.stack, found.shared) == (40, 5, 24, 512)
+    assert (found.registers, found.spills, found.stack, found.shared) == (40, 3, 24, 512)
     assert (found.matrix, found.instructions) == (("v_mfma",), 4)
 
 
@@ -144,6 +144,15 @@ GOOD |= {"matrix": ("HGMMA",), "dots": ("bf16",)}
         ({"loads": {0: {2: 8, 16: 1}}}, {}, []),
         ({"loads": {0: {2: 9, 16: 1}}}, {}, ["narrow loads: 9 of 2 bytes, 1 of 16 bytes"]),
         ({"loads": {0: {2: 9, 16: 1}}}, {"tensors": {0: (0, (1 << 20) - 1)}}, []),
+        ({"loads": {0: {8: 3, 16: 1}}}, {}, ["narrow loads: 3 of 8 bytes, 1 of 16 bytes"]),
+        ({"loads": {0: {4: 2, 8: 1}}}, {"places": ("m, prefill 2048",)}, []),
+        ({"loads": {0: {4: 3, 8: 1}}}, {"places": ("m, prefill 2048",)}, ["narrow loads: 3 of 4 bytes, 1 of 8 bytes"]),
+        ({"loads": {0: {8: 9}}}, {"places": ("m, prefill 2048", "m, decode 8")}, ["narrow loads: 9 of 8 bytes"]),
+        (
+            {"loads": {0: {8: 9}}, "matrix": (), "dots": ()},
+            {"places": ("m, prefill 2048",)},
+            ["narrow loads: 9 of 8 bytes"],
+        ),
         ({"loads": {0: {16: 4}, 1: {2: 99}}}, {"tensors": {0: (0, 4 << 20), 1: (1, 2 << 20)}}, []),
         (
             {"loads": {0: {16: 4}, 1: {2: 9}}},

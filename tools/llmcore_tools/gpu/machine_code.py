@@ -22,7 +22,9 @@ class Reading:
 
     Attributes:
         registers: of a thread (AMD: vector registers, accumulators included).
-        spills: instructions (NVIDIA) or registers (AMD) that keep values in local memory for want of registers.
+        spills: instructions (NVIDIA) or registers (AMD) that keep values in local memory for want of registers. AMD's
+            scalar registers that spill go to lanes of vector registers, and are not counted: where these do not
+            suffice in turn, vector registers spill.
         stack: bytes of local memory of a thread.
         shared: bytes of shared memory of a program.
         loads: argument (by its number, constants left out; -1: not known) → width in bytes → loads of that width in
@@ -174,7 +176,7 @@ def amd(assembly: str, shared: int, ttir: str, ir: str) -> Reading:
 
     code = gcn(assembly)
     matrix = ("v_mfma",) if any(opcode.startswith(("v_mfma", "v_smfmac")) for opcode in code) else ()
-    spills = said("vgpr_spill_count") + said("sgpr_spill_count")
+    spills = said("vgpr_spill_count")
     registers = said("vgpr_count")  # from gfx90a on the file is one, so accumulators are counted too
     stack = said("private_segment_fixed_size")
     return Reading(registers, spills, stack, shared, loads_of(ir), matrix, dots_of(ttir), len(code))

@@ -3,7 +3,9 @@
 Everything here is part of a step, so nothing may spill. A dot over small types must use matrix instructions, in prefill
 on Hopper those of a whole warp group, as others reach little more than half of its peak. A launch that loads from a
 tensor of a megabyte or more is bound by memory at small batches: most of what it loads from the largest must come 16
-bytes at a time.
+bytes at a time. Dots of prefill use what they load many times, and are bound by the matrix units: there 8 bytes will
+do, as many as an asynchronous copy takes of int8 codes that a dot of 16-bit numbers will want (its tiles lie in shared
+memory in runs of 8 elements).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from llmcore_triton.device import KNOWN, Target
 
 LARGE = 1 << 20  # bytes; below, a launch takes as long as any launch does
 WIDE = 16  # bytes that one thread can load at a time
+WIDE_IN_PREFILL = 8  # the same of dots
 WIDE_SHARE = 0.5  # of the bytes that are loaded
 WARP_GROUP = {"HGMMA", "IGMMA", "QGMMA"}
 
@@ -84,10 +87,10 @@ def complaints(variant: Compiled) -> list[str]:
     return list(_wrong(variant.reading, variant.widths, KNOWN[variant.target], prefill))
 
 
-def wide_share(widths: Mapping[int, int]) -> float:
-    """Of the bytes loaded, those that come 16 at a time."""
+def wide_share(widths: Mapping[int, int], wide: int = WIDE) -> float:
+    """Of the bytes loaded, those that come ``wide`` or more at a time."""
     loaded = sum(width * count for width, count in widths.items())
-    return sum(width * count for width, count in widths.items() if width >= WIDE) / max(loaded, 1)
+    return sum(width * count for width, count in widths.items() if width >= wide) / max(loaded, 1)
 
 
 def _wrong(reading: Reading, widths: Mapping[int, int], target: Target, prefill: bool) -> Iterable[str]:
@@ -103,7 +106,8 @@ def _wrong(reading: Reading, widths: Mapping[int, int], target: Target, prefill:
         yield "prefill without wgmma"
     if 0 in reading.loads.get(UNKNOWN, {}):
         yield "loads of an unknown width"
-    if widths and wide_share(widths) < WIDE_SHARE:
+    wide = WIDE_IN_PREFILL if prefill and reading.matrix else WIDE
+    if widths and wide_share(widths, wide) < WIDE_SHARE:
         yield "narrow loads: " + ", ".join(f"{count} of {width} bytes" for width, count in sorted(widths.items()))
 
 
