@@ -175,8 +175,8 @@ def decode_config(head_dim: int, sharing: int, dtype: torch.dtype, kv: torch.Ten
 def fitting(default: Config, rows: int, head_dim: int, dtype: torch.dtype, kv: torch.Tensor) -> Config:
     """``default`` with as few stages, and then as small a block, as the device's shared memory asks for.
 
-    A stage has a block of keys or values as the cache keeps them; what is narrower than ``rows`` queries of ``dtype`` is
-    there in their type as well.
+    A stage has a block of keys or values as the cache keeps them; what is narrower than ``rows`` queries is there in
+    their type, ``dtype``, as well.
     """
     dim, block, stages = max(16, triton.next_power_of_2(head_dim)), default.meta["BLOCK_N"], default.num_stages
     wide = dtype.itemsize if dtype.itemsize > kv.element_size() else 0
