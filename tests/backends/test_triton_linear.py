@@ -421,6 +421,6 @@ def test_a_search_is_asked_each_time() -> None:
     x, weight = torch.empty(1, 2048), torch.empty(40, 2048)
     found = []
     for rows in (2, 4):
-        with configs.answering(lambda kernel, shape, default: replace(default, meta={**default.meta, "BN": rows})):
+        with configs.answering(lambda _, __, default, rows=rows: replace(default, meta={**default.meta, "BN": rows})):
             found.append(plan(x, weight, 40).config.meta["BN"])
     assert found == [2, 4] and plan(x, weight, 40).config.meta["BN"] == plan(x, weight, 40).config.meta["BN"]
