@@ -112,17 +112,20 @@ def _dot(form: int, bits: int, wide: int, tokens: int, rows: int, sides: int) ->
     most = 256 if bits == 4 and tokens < 64 else 128  # what is unpacked lies in registers
     inner = min(DOT_BYTES * 8 // (64 * bits), most)
     stages = 4 if target().shared > 100_000 and not form else 2
-    while stages > 1 and _shared(bits, wide, tokens, outer * sides, inner, stages) > 0.9 * target().shared:
-        stages -= 1
+    while inner > 32 and _shared(form, bits, wide, tokens, outer * sides, inner, stages) > 0.9 * target().shared:
+        stages, inner = (stages - 1, inner) if stages > 1 else (stages, inner // 2)
     most = 4 if outer > 32 else 2
     return Config({"BN": outer, "BK": inner}, num_warps=_warps(outer * inner * bits, most), num_stages=stages)
 
 
-def _shared(bits: int, wide: int, tokens: int, outer: int, inner: int, stages: int) -> int:
-    """Bytes of shared memory that tiles of a weight and of tokens take at most; a narrower weight is there twice."""
+def _shared(form: int, bits: int, wide: int, tokens: int, outer: int, inner: int, stages: int) -> int:
+    """Bytes of shared memory that tiles of a weight and of tokens take at most.
+
+    Floats that are narrower than the tokens are there a second time, in their type; packed weights widen in registers.
+    """
     buffers = stages if target().cuda else max(stages - 1, 1)
     staged = buffers * inner * (outer * bits + tokens * wide)
-    return (staged + (outer * inner * wide if bits != wide else 0)) // 8
+    return (staged + (outer * inner * wide if bits != wide and not form else 0)) // 8
 
 
 def _warps(bits: int, most: int) -> int:
