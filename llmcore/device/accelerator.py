@@ -1,6 +1,7 @@
 """An accelerator's memory, as torch tensors: CUDA's and ROCm's devices, both of which torch calls ``cuda``.
 
-Torch's CPU can stand in for one. Every byte then takes the way that it takes to a GPU, so tests of that way need none.
+Torch's CPU can stand in for one: copies, views and sizes are the same then; pinned memory, events and graphs are a
+GPU's own.
 """
 
 from __future__ import annotations
