@@ -20,6 +20,7 @@ import numpy as np
 
 from llmcore.config.models import lookup
 from llmcore.config.schema import Config, ModelConfig
+from llmcore.device import Place
 from llmcore.engine import inspection
 from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
@@ -31,7 +32,7 @@ from llmcore.engine.load import (
     too_little_memory,
     usable_threads,
 )
-from llmcore.engine.place import place_of
+from llmcore.engine.place import device_of, dtype_of
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.sampling_params import SamplingParams
@@ -110,6 +111,7 @@ class LLM:
             plugins(),
             Preference(_order(backend), dict(ops or {}), compute == "exact", self.threads, settings.kv_dtype),
         )
+        device = device_of(settings.device, registry.backends.values())  # a mistake is told before a download
         self.path = fetch(chosen.ref, FetchOptions(cache_dir, chosen.sha256 or "", progress=progress))
         self.checkpoint = open_checkpoint(self.path)
         self.family = family_of(self.checkpoint.config, plugins())
@@ -124,8 +126,8 @@ class LLM:
         self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
         self.checkpoint.forget_vocabulary()
         sizes = settings.sizes(self.spec)
-        exact, backends = compute == "exact", registry.backends.values()
-        place = place_of(settings.device, settings.dtype, backends, self.checkpoint.config, exact=exact)
+        dtype = dtype_of(settings.dtype, device, self.checkpoint.config, exact=compute == "exact")
+        place = Place(device, dtype)
         self.runner = make_runner(
             self.checkpoint,
             self.spec,

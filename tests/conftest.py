@@ -11,12 +11,13 @@ import pytest
 
 from helpers.gguf_files import requantize
 from helpers.tiny import TinyModel, make_tiny
+from llmcore.device.base import may_have_gpu
 from llmcore.errors import DownloadError
 from llmcore.weights.cachedir import FetchOptions
 from llmcore_sources import pypi
 
 # Nothing above imports triton, numba, torch or the hub's client, which all read these once, when they are imported.
-if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd")):
+if not may_have_gpu():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run without a GPU
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")  # of each pytest worker

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+
+from llmcore.device.base import may_have_gpu
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # multiply and add at once; Triton will leave it off by default
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -88,7 +89,7 @@ def ready() -> str | None:
     """Why no kernel of this backend can run here, or None. Imports torch only where there may be a GPU."""
     if INTERPRETING or _pretended:
         return None
-    if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    if not may_have_gpu():
         return "no GPU here (TRITON_INTERPRET=1 runs its kernels on the CPU, slowly)"
     import torch
 

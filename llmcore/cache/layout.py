@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.device.base import numpy_dtype
+
 Array = np.ndarray[Any, Any]
 INT8_GROUP = 8  # neighbouring elements of a head that share a scale
 INT8_LARGEST = 127
@@ -31,12 +33,7 @@ class KVLayout:
     @property
     def numpy(self) -> np.dtype[Any]:
         """:attr:`dtype`, bfloat16 included."""
-        if self.dtype != "bfloat16":
-            return np.dtype(self.dtype)
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
+        return numpy_dtype(self.dtype)
 
 
 def _bfloat16(heads: Array) -> Array:

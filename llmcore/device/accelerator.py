@@ -75,9 +75,10 @@ class Accelerator:
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         target = there.view(-1).view(torch.uint8) if array.size else there
         stages = cycle(self._staging())
-        for start in range(0, source.size, STAGE):
+        size = self._stages[0][0].numel()
+        for start in range(0, source.size, size):
             stage, done = next(stages)
-            piece = source[start : start + STAGE]
+            piece = source[start : start + size]
             done.synchronize()
             stage[: piece.size].numpy()[...] = piece
             target[start : start + piece.size].copy_(stage[: piece.size], non_blocking=True)

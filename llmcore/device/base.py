@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,14 @@ import numpy as np
 from llmcore.dims import Shape, concrete
 
 Array = np.ndarray[Any, Any]
+
+
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and WSL's
+
+
+def may_have_gpu() -> bool:
+    """Whether a GPU's driver is there: a reason to import torch and ask it."""
+    return any(Path(node).exists() for node in DRIVERS)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from llmcore.device import HOST, Device, Place
+from llmcore.device import HOST, Device
+from llmcore.device.base import may_have_gpu
 from llmcore.errors import ConfigError, near
 from llmcore.hookspecs import BackendInfo
 
 DTYPES = ("float32", "float16", "bfloat16")
-NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's and AMD's drivers, and of WSL's
 
 
 def device_of(wanted: str, backends: Iterable[BackendInfo]) -> Device:
@@ -41,7 +40,7 @@ def _worthwhile(backends: Iterable[BackendInfo]) -> bool:
     made_for_one = any(
         backend.kernels and all("cpu" not in kernel.devices for kernel in backend.kernels) for backend in backends
     )
-    if not made_for_one or not any(Path(node).exists() for node in NODES):
+    if not made_for_one or not may_have_gpu():
         return False
     import torch
 
@@ -82,11 +81,3 @@ def dtype_of(wanted: str, device: Device, config: Mapping[str, Any], *, exact: b
     settings = [config, text] if isinstance(text, Mapping) else [config]
     named = next((each[key] for each in settings for key in ("dtype", "torch_dtype") if each.get(key)), "")
     return "float16" if str(named).endswith("float16") and "bfloat16" not in str(named) else device.narrow
-
-
-def place_of(
-    device: str, dtype: str, backends: Iterable[BackendInfo], config: Mapping[str, Any], *, exact: bool = False
-) -> Place:
-    """Both."""
-    found = device_of(device, backends)
-    return Place(found, dtype_of(dtype, found, config, exact=exact))

@@ -11,7 +11,6 @@ import numpy as np
 
 from llmcore.cache.layout import KVLayout
 from llmcore.device import Place
-from llmcore.device.base import numpy_dtype
 from llmcore.dims import Bounds
 from llmcore.engine.batch import BatchWriter, Work
 from llmcore.engine.sizes import Sizes
@@ -112,7 +111,7 @@ class Runner:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page of all layers."""
-        itemsize = numpy_dtype(self.kv_layout.dtype).itemsize
+        itemsize = self.kv_layout.numpy.itemsize
         return sum(int(np.prod(shape, dtype=np.int64)) for shape in self._pages.values()) * itemsize
 
     def _allocate_pages(self, count: int) -> None:

@@ -30,16 +30,6 @@ class KernelRaised(KernelMismatch):
     """A kernel raised an exception, which is this one's cause."""
 
 
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The numpy dtype ``name``, bfloat16 included."""
-    if name != "bfloat16":
-        return np.dtype(name)
-    import ml_dtypes
-
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return found
-
-
 class Guarded:
     """An array with guard zones on both sides.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from llmcore import ops
 from llmcore.device import HOST, Device
+from llmcore.device.base import numpy_dtype
 from llmcore.device.host import as_torch
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.native.code import loader
@@ -18,7 +19,7 @@ from llmcore.ops import OpSpec, Param
 from llmcore.plugins import Plugins, resolve
 from llmcore.registry.choose import Preference, Registry
 from llmcore.registry.node import NodeView
-from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, Scratch, dtype_of
+from llmcore.testing.buffers import Array, Guarded, KernelMismatch, KernelRaised, Scratch
 from llmcore.testing.fences import Fence
 from llmcore.testing.operands import Values
 from llmcore.weights.tensor import Tensor
@@ -174,7 +175,7 @@ def _place(
             placed[param.name] = placed[setting.inplace[1]].release()
             continue
         act = "float32" if setting.wide else setting.dtype
-        dtype = dtype_of({"act": act, "f32": "float32", "i32": "int32"}[param.type])
+        dtype = numpy_dtype({"act": act, "f32": "float32", "i32": "int32"}[param.type])
         shape = tuple(dims[letter] for letter in param.dims)
         placed[param.name] = Guarded.output(param.name, shape, dtype, skewed=skewed, fence=fence(param.name))
     return placed

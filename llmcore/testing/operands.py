@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from llmcore.device.base import numpy_dtype
 from llmcore.device.host import as_torch
 from llmcore.ops import Apart, Case, Eager, OpSpec
-from llmcore.testing.buffers import Array, dtype_of
+from llmcore.testing.buffers import Array
 from llmcore.weights.formats import TensorFormat, tensor_format
 from llmcore.weights.mapping import MappedFile
 from llmcore.weights.tensor import Tensor
@@ -93,7 +94,7 @@ def make_values(spec: OpSpec, case: Case, formats: Mapping[str, str], dtype: str
         array = made[param.name] if param.name in made else rng.standard_normal(shape)
         assert array.shape == shape, f"op {spec.name}: case {case} makes {param.name} {array.shape}, not {shape}"
         kind = {"act": dtype, "f32": "float32", "i32": "int32"}[param.type]
-        values.arrays[param.name] = np.ascontiguousarray(array.astype(dtype_of(kind)))
+        values.arrays[param.name] = np.ascontiguousarray(array.astype(numpy_dtype(kind)))
     return values
 
 

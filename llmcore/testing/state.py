@@ -14,11 +14,12 @@ import numpy as np
 
 from llmcore import ops
 from llmcore.cache.layout import KV_DTYPES, KVLayout
+from llmcore.device.base import numpy_dtype
 from llmcore.hookspecs import BackendInfo, KernelInfo
 from llmcore.ops import Case, tolerances
 from llmcore.plugins import resolve
 from llmcore.registry.node import NodeView
-from llmcore.testing.buffers import FILL, Array, Guarded, KernelMismatch, dtype_of
+from llmcore.testing.buffers import FILL, Array, Guarded, KernelMismatch
 from llmcore.testing.invoke import Setting, execute, why_not
 from llmcore.testing.judge import compare, compare_bits
 from llmcore.testing.operands import Values, expected_writes
@@ -214,7 +215,7 @@ def _read_back(cache: Cache, keys: Array, values: Array, slots: Array, factor: f
         "kv_lens": counts.astype(np.int32),
         "block_tables": used.astype(np.int32)[:, None],
     }
-    q = np.random.default_rng(1).standard_normal((len(used), keys.shape[1])).astype(dtype_of(cache.setting.dtype))
+    q = np.random.default_rng(1).standard_normal((len(used), keys.shape[1])).astype(numpy_dtype(cache.setting.dtype))
     got = cache.attend(q, index, scale)
     of_page = np.split(np.argsort(slots), np.cumsum(counts)[:-1])  # the tokens of each page in the order of offsets
     for row, tokens in zip(range(len(used)), of_page, strict=False):

@@ -43,7 +43,7 @@ def test_there_and_back(
     array.flags.writeable = False
     for stage in (64, 1000, 1 << 20):
         monkeypatch.setattr(module, "STAGE", stage)
-        there = accelerator().put(array)
+        there = Accelerator(NAME).put(array)  # a new one: buffers are made for the first array
         assert there.device.type == NAME and str(there.dtype) == f"torch.{dtype}" and tuple(there.shape) == shape
         back = device.fetch(there)
         assert back.dtype == (np.float32 if dtype in ("float16", "bfloat16") else array.dtype)

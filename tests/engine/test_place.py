@@ -12,7 +12,7 @@ import torch
 from llmcore.device import HOST
 from llmcore.engine import place
 from llmcore.engine.load import EngineSettings
-from llmcore.engine.place import device_of, dtype_of, place_of
+from llmcore.engine.place import device_of, dtype_of
 from llmcore.errors import ConfigError
 from llmcore.hookspecs import BackendInfo, KernelInfo
 
@@ -25,7 +25,7 @@ DEVICE: Any = SimpleNamespace(kind="cuda", narrow="bfloat16")
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two GPUs, as far as choosing one goes."""
-    monkeypatch.setattr(place, "NODES", ("/dev/null",))
+    monkeypatch.setattr(place, "may_have_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("llmcore.device.accelerator.Accelerator", lambda name: SimpleNamespace(name=name))
@@ -47,7 +47,7 @@ def test_device(gpus: None, wanted: str, backends: tuple[BackendInfo, ...], name
 
 
 def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "NODES", ("/dev/no-such-node",))
+    monkeypatch.setattr(place, "may_have_gpu", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert device_of("auto", (GPU,)) is HOST
     with pytest.raises(ConfigError, match=r"engine\.device is cuda, but torch sees no GPU"):
@@ -84,7 +84,7 @@ def test_a_gpu_without_bfloat16() -> None:
 
 def test_exact_is_float32() -> None:
     with pytest.raises(ConfigError, match=r"compute=exact keeps activations in float32, and engine\.dtype is bfloat16"):
-        place_of("cpu", "bfloat16", (), {}, exact=True)
+        dtype_of("bfloat16", HOST, {}, exact=True)
 
 
 @pytest.mark.parametrize(

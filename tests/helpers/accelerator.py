@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmcore.device import Place
 from llmcore.device.accelerator import Accelerator
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -43,7 +42,8 @@ def on_accelerator(dtype: str = "float32") -> Iterator[Accelerator]:
     """Models that are loaded meanwhile run there, with activations of ``dtype``. Each has a pool of graphs."""
     device = Accelerator(NAME)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmcore.llm.place_of", lambda *_, **__: Place(device, dtype))
+        patch.setattr("llmcore.llm.device_of", lambda *_: device)
+        patch.setattr("llmcore.llm.dtype_of", lambda *_, **__: dtype)
         yield device
 
 

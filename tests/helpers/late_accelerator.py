@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmcore.device import Mirror, Place, Reader
+from llmcore.device import Mirror, Reader
 from llmcore.device.accelerator import Accelerator
 from llmcore.engine.accelerated import AcceleratedRunner
 from llmcore.engine.sampler import Sampler
@@ -94,5 +94,6 @@ def play(patch: pytest.MonkeyPatch) -> LateAccelerator:
     patch.setattr(BoundCall, "__call__", call)
     put_off(AcceleratedRunner, "_follow")
     put_off(Sampler, "_choose")
-    patch.setattr("llmcore.llm.place_of", lambda *_, **__: Place(device, "float32"))
+    patch.setattr("llmcore.llm.device_of", lambda *_: device)
+    patch.setattr("llmcore.llm.dtype_of", lambda *_, **__: "float32")
     return device

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmcore.testing.buffers import Guarded, KernelMismatch, dtype_of
+from llmcore.device.base import numpy_dtype
+from llmcore.testing.buffers import Guarded, KernelMismatch
 from llmcore.testing.judge import compare, compare_bits
 
 F32 = np.dtype(np.float32)
@@ -35,7 +36,7 @@ def test_operands_to_be_read_are_read_only() -> None:
 
 
 def test_outputs_begin_as_nothing_plausible() -> None:
-    assert np.isnan(Guarded.output("y", (3,), dtype_of("bfloat16")).array.astype(np.float32)).all()
+    assert np.isnan(Guarded.output("y", (3,), numpy_dtype("bfloat16")).array.astype(np.float32)).all()
     assert (Guarded.output("ids", (3,), np.dtype(np.int32)).array == 0x5A5A5A5A).all()
 
 
