@@ -202,10 +202,10 @@ def test_results_of_a_rehearsal_are_no_results(tmp_path: Path, monkeypatch: pyte
 def test_without_a_gpu_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check, "NODES", ("/dev/there-is-none",))
+    monkeypatch.setattr(check, "may_have_gpu", lambda: False)
     assert main(["gpu-check", "--out", str(tmp_path)]) == 2
     assert "this machine has no GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
-    monkeypatch.setattr(check, "NODES", ("/dev/null",))
+    monkeypatch.setattr(check, "may_have_gpu", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         check.require_gpu()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmcore.config.arguments import Flag, extract, usage
-from llmcore.engine.place import NODES
+from llmcore.device.base import may_have_gpu
 from llmcore.errors import ConfigError
 from llmcore_tools.bench.options import ONLY, count, parts
 from llmcore_tools.gpu.check_stages import NAMES, STAGES, Stage, environment
@@ -72,7 +72,7 @@ def _folder(given: Mapping[str, str]) -> Path:
 def require_gpu() -> None:
     """Raises :class:`ConfigError` where torch sees no GPU; torch is imported only where there may be one."""
     reason = "this machine has no GPU, or no driver for it"
-    if any(Path(node).exists() for node in NODES):
+    if may_have_gpu():
         import torch
 
         if torch.cuda.device_count():
