@@ -26,22 +26,22 @@ from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
 from llmcore.engine.load import (
     EngineSettings,
-    family_of,
+    described,
     make_policy,
     make_runner,
     too_little_memory,
     usable_threads,
 )
 from llmcore.engine.place import device_of, dtype_of
+from llmcore.engine.policies import Policy
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.engine.stream import Stream
-from llmcore.errors import ConfigError, LlmcoreError, RequestError, UnsupportedModelError
+from llmcore.errors import ConfigError, RequestError
 from llmcore.graph.packing import PackedCache
-from llmcore.hookspecs import FamilyInfo
 from llmcore.native.code import forget_linker
-from llmcore.plugins import plugins, resolve
+from llmcore.plugins import plugins
 from llmcore.registry.choose import Preference, Registry
 from llmcore.text.tokenizer import load_tokenizer
 from llmcore.weights.cachedir import FetchOptions, Progress
@@ -114,38 +114,26 @@ class LLM:
         device = device_of(settings.device, registry.backends.values())  # a mistake is told before a download
         self.path = fetch(chosen.ref, FetchOptions(cache_dir, chosen.sha256 or "", progress=progress))
         self.checkpoint = open_checkpoint(self.path)
-        self.family = family_of(self.checkpoint.config, plugins())
-        if family and self.family.name != family:
-            self.checkpoint.close()
-            raise _other_family(self.model, self.family, family)
         try:
-            self.spec = resolve(self.family.target)(self.checkpoint.config, ignore=tuple(chosen.ignore_config_keys))
-        except LlmcoreError as error:  # a family sees a dictionary; its user wants to know of which file
-            error.message = f"{self.path}: {error.message}"
+            self.family, self.spec = described(self.checkpoint, chosen, self.path, plugins(), wanted=family)
+            self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
+            self.checkpoint.forget_vocabulary()
+            dtype = dtype_of(settings.dtype, device, self.checkpoint.config, exact=compute == "exact")
+            self.runner = make_runner(
+                self.checkpoint,
+                self.spec,
+                settings.sizes(self.spec),
+                registry,
+                lambda: self._pool,
+                Place(device, dtype),
+                finite=finite,
+                cache=PackedCache.at(cache_dir) if cache_packed else None,
+                taps=taps,
+            )
+            self.engine = self._engine(policy, prefix_cache=settings.prefix_cache)
+        except BaseException:
+            self._let_go()
             raise
-        self.tokenizer = load_tokenizer(self.checkpoint.tokenizer)
-        self.checkpoint.forget_vocabulary()
-        sizes = settings.sizes(self.spec)
-        dtype = dtype_of(settings.dtype, device, self.checkpoint.config, exact=compute == "exact")
-        place = Place(device, dtype)
-        self.runner = make_runner(
-            self.checkpoint,
-            self.spec,
-            sizes,
-            registry,
-            lambda: self._pool,
-            place,
-            finite=finite,
-            cache=PackedCache.at(cache_dir) if cache_packed else None,
-            taps=taps,
-        )
-        try:
-            with place.device.scope():
-                self.engine = Engine(
-                    self.runner, self.tokenizer, self._eos_ids(), policy=policy, prefix_cache=settings.prefix_cache
-                )
-        except MemoryError as error:
-            raise too_little_memory(place, error) from error
         forget_linker()
         self.load_s = time.perf_counter() - started
 
@@ -181,6 +169,15 @@ class LLM:
 
         return WorkerPool(self.threads)
 
+    def _engine(self, policy: Policy, *, prefix_cache: bool) -> Engine:
+        """The engine over the runner; its pages and first programs are made here."""
+        place = self.runner.place
+        try:
+            with place.device.scope():
+                return Engine(self.runner, self.tokenizer, self._eos_ids(), policy=policy, prefix_cache=prefix_cache)
+        except MemoryError as error:
+            raise too_little_memory(place, error) from error
+
     def _eos_ids(self) -> list[int]:
         """End tokens: the tokenizer's, and those that the model's configs name."""
         found = list(self.tokenizer.eos_ids)
@@ -193,6 +190,9 @@ class LLM:
         """Ends the worker threads and lets go of the files; the model answers no more."""
         self._closed = True
         self.engine.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if "_pool" in self.__dict__:
             self._pool.close()
         self.checkpoint.close()
@@ -332,13 +332,6 @@ class LLM:
     def memory(self) -> MemoryUse:
         """What the model uses now."""
         return inspection.memory(self.runner)
-
-
-def _other_family(model: str, found: FamilyInfo, wanted: str) -> UnsupportedModelError:
-    fitting = f"{found.command} runs it" if found.command else "`llmcore chat` runs it"
-    return UnsupportedModelError(
-        f"{model} is a {found.name} model, not a {wanted} model", key="model_type", remedy=fitting
-    )
 
 
 def _order(backend: str | Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmcore.engine.accelerated import AcceleratedRunner
@@ -48,7 +48,7 @@ class Launcher:
     runner: Runner
     sampler: Sampler
     logprobs: LogprobReader
-    ahead: AcceleratedRunner | None = None
+    ahead: AcceleratedRunner | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Finds out who computes."""
@@ -57,14 +57,14 @@ class Launcher:
     def run(self, plan: list[Scheduled]) -> Results:
         """Runs the step that ``plan`` describes to its end."""
         work, ending, plain, _ = _work(plan)
-        return (self.runner.greedy(work), None) if plain else self._chosen(work, ending)
+        return self._results(work, ending, plain=plain)
 
     def begin(self, plan: list[Scheduled]) -> Launched:
         """Begins it on an accelerator."""
         work, ending, plain, free = _work(plan)
         if free and ending:
             return self._follow(plan, work, ending, drawn=not plain)
-        results = (self.runner.greedy(work), None) if plain else self._chosen(work, ending)
+        results = self._results(work, ending, plain=plain)
         return Launched(plan, lambda: results)
 
     def begin_after(self, step: Launched, plan: list[Scheduled]) -> Launched:
@@ -87,8 +87,10 @@ class Launcher:
             arriving, tokens = self.sampler.start(ending, unseen=follows is not None), self.sampler.tokens
         return Launched(plan, lambda: (arriving(), None), tokens, drawn)
 
-    def _chosen(self, work: list[Work], ending: list[Request]) -> Results:
-        """Tokens that depend on more."""
+    def _results(self, work: list[Work], ending: list[Request], *, plain: bool) -> Results:
+        """Computes ``work`` and waits for its tokens; those that are not plain depend on more than logits."""
+        if plain:
+            return self.runner.greedy(work), None
         self.runner.run(work)
         wanted = any(request.params.logprobs is not None for request in ending)
         reading = self.logprobs.read(ending) if wanted else None

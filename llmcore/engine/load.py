@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcore.cache.layout import KV_DTYPES
+from llmcore.config.schema import ModelConfig
 from llmcore.device import HOST, Place
 from llmcore.engine.accelerated import AcceleratedRunner
 from llmcore.engine.place import DTYPES, check_device
@@ -16,7 +17,7 @@ from llmcore.engine.policies import Policy
 from llmcore.engine.runner import Runner
 from llmcore.engine.sizes import Sizes
 from llmcore.engine.step_graph import model_graph
-from llmcore.errors import ConfigError, PluginError, UnsupportedModelError, near
+from llmcore.errors import ConfigError, LlmcoreError, PluginError, UnsupportedModelError, near
 from llmcore.graph.packing import PackedCache
 from llmcore.graph.program import HERE
 from llmcore.graph.weight_store import WeightStore
@@ -141,6 +142,33 @@ def family_of(config: dict[str, Any], plugins: Plugins) -> FamilyInfo:
             remedy=near(str(model_type), types),
         )
     return types[model_type]
+
+
+def described(
+    checkpoint: Checkpoint, model: ModelConfig, path: Path, plugins: Plugins, *, wanted: str = ""
+) -> tuple[FamilyInfo, ModelSpec]:
+    """A checkpoint's family, and what that makes of its config.
+
+    Args:
+        model: the reference that was opened, and keys of its config to be left alone.
+        path: where it was found.
+        wanted: the only family to take; empty for any.
+
+    Raises:
+        UnsupportedModelError: no family takes it, another one than ``wanted`` does, or it is one that cannot be run.
+    """
+    family = family_of(checkpoint.config, plugins)
+    if wanted and family.name != wanted:
+        raise UnsupportedModelError(
+            f"{model.ref} is a {family.name} model, not a {wanted} model",
+            key="model_type",
+            remedy=f"{family.command or '`llmcore chat`'} runs it",
+        )
+    try:
+        return family, resolve(family.target)(checkpoint.config, ignore=tuple(model.ignore_config_keys))
+    except LlmcoreError as error:  # a family sees a dictionary; its user wants to know of which file
+        error.message = f"{path}: {error.message}"
+        raise
 
 
 def make_policy(name: str, plugins: Plugins) -> Policy:

@@ -46,8 +46,8 @@ class Runner:
     registry: Registry
     pool: Callable[[], WorkerPool]
     place: Place = HERE
-    programs: dict[tuple[str, int, bool], Program] = field(default_factory=dict)
-    recorded: list[int] = field(default_factory=list)
+    programs: dict[tuple[str, int, bool], Program] = field(default_factory=dict, init=False)
+    recorded: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         """Allocates inputs, outputs and KV pages (memory is taken when touched), chooses kernels, packs weights."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.accelerator import NAME, accelerator, here, there
+from helpers.accelerator import NAME, accelerator, here, recorded_launches, there
 from llmcore import ops
 from llmcore.cache.layout import INT8_GROUP, KV_DTYPES, KVLayout
 from llmcore.hookspecs import KernelInfo
@@ -147,13 +147,15 @@ def test_prefill_longer_than_many_blocks() -> None:
     _run(ATTENTION, _case(batch, 3, 1, 16))
 
 
-def test_nothing_is_launched_without_rows() -> None:
+def test_nothing_is_launched_without_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = recorded_launches(monkeypatch)
     empty, none = there(torch.empty(0, 16)), _ints([])
     kv = there(torch.empty(1, *layout.FLOAT32.page_shape(1, 16, 16)))
     kv_write(empty, empty, none, kv, head_dim=16, page_size=16)
     for kernel in (attention, decode.attention_decode):
         tables = there(torch.empty(0, 1, dtype=torch.int32))
         kernel(empty, none, none, none, tables, kv, empty, head_dim=16, kv_heads=1, page_size=16, scale=1.0)
+    assert not launches
 
 
 def test_says_which_nodes_it_takes() -> None:
@@ -281,9 +283,11 @@ def test_qkv_finish_to_the_roundings_of_float32() -> None:
         _finish(case, "float32", "float32", merged=True)
 
 
-def test_qkv_finish_of_no_tokens_is_nothing() -> None:
+def test_qkv_finish_of_no_tokens_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = recorded_launches(monkeypatch)
     case = next(case for case in QKV.cases() if not case.dims["T"])
     _finish(case, "float32", "float32", merged=False)
+    assert not launches
 
 
 def test_qkv_finish_says_which_norms_it_takes() -> None:

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from helpers.accelerator import NAME, accelerator, here, there
+from helpers.accelerator import NAME, accelerator, here, recorded_launches, there
 from llmcore import ops
 from llmcore.hookspecs import KernelInfo
 from llmcore.ops import Case
@@ -100,10 +100,12 @@ def test_conforms(kernel: KernelInfo) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_no_tokens_are_no_launch(op: str) -> None:
+def test_no_tokens_are_no_launch(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = recorded_launches(monkeypatch)
     kernel = next(kernel for kernel in KERNELS if kernel.op == op)
     letter = "F" if op == "gate_up_swiglu" else "N"
     _run(kernel, Case({"M": 0, "K": 32, letter: 8}), _same(op, "BF16"), "bfloat16")
+    assert not launches
 
 
 def _run(kernel: KernelInfo, case: Case, formats: dict[str, str], dtype: str = "float32") -> None:

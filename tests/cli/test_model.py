@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.tiny import TinyModel
+from llmcore import llm as llm_module
 from llmcore.cli.model import load, model_as_setting
 from llmcore.config.schema import BackendConfig, Config, EngineConfig, ModelConfig, SamplingConfig
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import PluginError, UnsupportedModelError
+from llmcore.errors import LlmcoreError, PluginError, UnsupportedModelError
+from llmcore.weights.checkpoint import Checkpoint
 
 CONFIG = Config(
     model=ModelConfig("nowhere/at-all"), backend=BackendConfig("auto", ["numba", "triton", "torch"]), threads=1
@@ -45,6 +48,21 @@ def test_loads_the_model_of_the_family(tiny_model: Callable[..., TinyModel]) -> 
         assert {row.backend for row in llm.explain().rows} == {"numba"}
     finally:
         llm.close()
+
+
+@pytest.mark.parametrize("mistake", [{"family": "llama"}, {"max_context": 1 << 20}])
+def test_a_model_that_is_not_taken_keeps_no_file_open(
+    mistake: dict[str, Any], tiny_model: Callable[..., TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Checkpoint] = []
+    closed: list[Checkpoint] = []
+    opening, closing = llm_module.open_checkpoint, Checkpoint.close
+    monkeypatch.setattr(llm_module, "open_checkpoint", lambda path: opened.append(opening(path)) or opened[-1])
+    monkeypatch.setattr(Checkpoint, "close", lambda self: closed.append(self) or closing(self))
+    engine = EngineConfig(max_context=mistake.pop("max_context", 32))
+    with pytest.raises(LlmcoreError):
+        load(replace(CONFIG, model=ModelConfig(str(tiny_model("qwen2").path)), engine=engine), **mistake)
+    assert opened and opened == closed
 
 
 def test_a_cache_dir_is_where_everything_goes(
