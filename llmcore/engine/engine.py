@@ -191,7 +191,7 @@ class Engine:
         Args:
             waiting: the request that the caller waits for: nothing is run if it got a delta, or ended, meanwhile.
         """
-        with self.lock, self.runner.place.device.scope():
+        with self.lock:
             if waiting is None or not (waiting.deltas or waiting.finish_reason):
                 self._step()
 
@@ -205,9 +205,10 @@ class Engine:
             if self.launcher.ahead is None:
                 tokens, reading = self.launcher.run(plan)
             else:
-                launched = step or self.launcher.begin(plan)
-                ahead = self._begin_after(launched)
-                tokens, reading = launched.results()
+                with self.runner.place.device.scope():
+                    launched = step or self.launcher.begin(plan)
+                    ahead = self._begin_after(launched)
+                    tokens, reading = launched.results()
         except Exception as error:  # whatever a kernel raises
             for request, _, _ in plan:
                 if request.id in self.live:
@@ -232,8 +233,8 @@ class Engine:
                     request.deltas.append(delta)
                     if delta.finish_reason is not None:
                         self._end(request, delta.finish_reason)
-                    elif new > 1 or request.just_proven:
-                        self.scheduler.keep(request)
+                    elif new > 1 or len(request.tokens) == request.unproven + 1:
+                        self.scheduler.keep(request)  # full pages, or proven ones: of numbers, as is known now
                 except Exception as error:  # in what is this request's own
                     self._fail(request, error, doubtful=tokens[row] < 0)
                 row += 1

@@ -57,14 +57,14 @@ class Launcher:
     def run(self, plan: list[Scheduled]) -> Results:
         """Runs the step that ``plan`` describes to its end."""
         work, ending, plain, _ = _work(plan)
-        return self._results(work, ending, plain=plain)
+        return (self.runner.greedy(work), None) if plain else self._chosen(work, ending)
 
     def begin(self, plan: list[Scheduled]) -> Launched:
         """Begins it on an accelerator."""
         work, ending, plain, free = _work(plan)
         if free and ending:
             return self._follow(plan, work, ending, drawn=not plain)
-        results = self._results(work, ending, plain=plain)
+        results = self.run(plan)
         return Launched(plan, lambda: results)
 
     def begin_after(self, step: Launched, plan: list[Scheduled]) -> Launched:
@@ -87,10 +87,8 @@ class Launcher:
             arriving, tokens = self.sampler.start(ending, unseen=follows is not None), self.sampler.tokens
         return Launched(plan, lambda: (arriving(), None), tokens, drawn)
 
-    def _results(self, work: list[Work], ending: list[Request], *, plain: bool) -> Results:
-        """Computes ``work`` and waits for its tokens; those that are not plain depend on more than logits."""
-        if plain:
-            return self.runner.greedy(work), None
+    def _chosen(self, work: list[Work], ending: list[Request]) -> Results:
+        """Tokens that depend on more."""
         self.runner.run(work)
         wanted = any(request.params.logprobs is not None for request in ending)
         reading = self.logprobs.read(ending) if wanted else None

@@ -103,11 +103,6 @@ class Request:
         return len(self.tokens) - len(self.prompt_ids)
 
     @property
-    def just_proven(self) -> bool:
-        """Whether its newest token is the first since it was let in: its pages hold numbers, as is known now."""
-        return len(self.tokens) == self.unproven + 1
-
-    @property
     def failure(self) -> GenerationError:
         """What a caller is told of a request that ended with ``error``."""
         kind = UnanswerableError if self.rules is not None and self.rules.failed else GenerationError
