@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from llmcore.doorbell import Doorbell
 from llmcore.engine.background import Background, Outcome
 from llmcore.engine.constraint import Constraint
 from llmcore.engine.embedding import Array, Embedding, Pooling
@@ -44,16 +45,12 @@ class AsyncStream(AsyncIterator[Delta]):
         self._llm = llm
         self._deltas: deque[Delta] = deque()
         self._ended = False
-        self._wakeup: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
         """Adds a delta, in the event loop."""
         self._deltas.append(delta)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
+        self._changed.set()
 
     async def __anext__(self) -> Delta:
         """The next delta.
@@ -61,18 +58,35 @@ class AsyncStream(AsyncIterator[Delta]):
         Raises:
             GenerationError: the request has failed; what has come before it stays.
         """
+        if not await self._come():
+            raise StopAsyncIteration
+        return self._next()
+
+    async def take(self) -> list[Delta]:
+        """All deltas that have come, at least one; none once the answer has ended. Raises what iteration raises."""
+        if not await self._come():
+            return []
+        found = [self._next()]
+        while self._deltas and self._deltas[0].finish_reason != "error":
+            found.append(self._next())
+        return found
+
+    async def _come(self) -> bool:
+        """Waits for a delta, several may; False where there will be none."""
         while not self._deltas:
             if self._ended:
-                raise StopAsyncIteration
-            if self._wakeup is None or self._wakeup.done():
-                self._wakeup = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._wakeup)  # several may wait
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        return True
+
+    def _next(self) -> Delta:
         delta = self._deltas.popleft()
-        self._ended = delta.finish_reason is not None
-        if self._ended:
-            self._wake()
-        if delta.finish_reason == "error":
-            raise self.request.failure
+        if delta.finish_reason is not None:
+            self._ended = True
+            self._changed.set()  # others may wait
+            if delta.finish_reason == "error":
+                raise self.request.failure
         return delta
 
     def close(self) -> None:
@@ -81,7 +95,7 @@ class AsyncStream(AsyncIterator[Delta]):
             self._ended = True
             self._llm.forget(self.request)
         self._deltas.clear()
-        self._wake()
+        self._changed.set()
 
     async def aclose(self) -> None:
         """As :meth:`close`."""
@@ -99,10 +113,11 @@ class AsyncLLM:
         """Takes ``llm`` over, from within the event loop: nobody else runs its engine until it is closed."""
         self.llm = llm
         self._closed = False
-        self._loop = asyncio.get_running_loop()
         self._streams: WeakValueDictionary[int, AsyncStream] = WeakValueDictionary()  # a dropped one aborts
         self._compilers = ThreadPoolExecutor(COMPILED_AT_ONCE, thread_name_prefix="llmcore-constraint")
         self._compiling: dict[Constraint, asyncio.Future[Any]] = {}
+        self._outcomes: deque[Outcome] = deque()
+        self._bell = Doorbell(self._hand_out)
         self._background = Background(llm.engine, self._deliver)
 
     @property
@@ -243,6 +258,7 @@ class AsyncLLM:
         self._closed = True
         self._compilers.shutdown(wait=False, cancel_futures=True)
         self._background.close()
+        self._bell.close()
         self.llm.close()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -255,16 +271,17 @@ class AsyncLLM:
 
     def _deliver(self, outcome: Outcome) -> None:
         """From the engine's thread to the event loop, once for all that a step brought."""
-        with suppress(RuntimeError):  # the loop has ended: nobody waits
-            self._loop.call_soon_threadsafe(self._hand_out, outcome)
+        self._outcomes.append(outcome)
+        self._bell.ring()
 
-    def _hand_out(self, outcome: Outcome) -> None:
-        for request, delta in outcome:
-            stream = self._streams.get(request.id)
-            if stream is not None:
-                stream.put(delta)
-                if delta.finish_reason is not None:
-                    self._streams.pop(request.id, None)
+    def _hand_out(self) -> None:
+        while self._outcomes:
+            for request, delta in self._outcomes.popleft():
+                stream = self._streams.get(request.id)
+                if stream is not None:
+                    stream.put(delta)
+                    if delta.finish_reason is not None:
+                        self._streams.pop(request.id, None)
 
 
 def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from helpers.tiny import TinyModel
-from llmcore.async_llm import COMPILED_AT_ONCE, MOST_TO_COMPILE, AsyncLLM
+from llmcore.async_llm import COMPILED_AT_ONCE, MOST_TO_COMPILE, AsyncLLM, AsyncStream
 from llmcore.engine.constraint import Constraint
 from llmcore.engine.load import EngineSettings
+from llmcore.engine.request import Delta
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import BusyError, GenerationError, RequestError
 from llmcore.llm import LLM
@@ -38,6 +39,56 @@ def test_many_at_once_as_one_by_one(llm: LLM) -> None:
             pieces = [delta async for delta in both.stream(PROMPTS[0], PARAMS)]
             assert "".join(delta.text for delta in pieces) == alone[0].text
             assert both.unfinished == 0
+
+    asyncio.run(ask())
+
+
+def test_all_that_has_come_is_taken_at_once(llm: LLM) -> None:
+    alone = llm.generate(PROMPTS[0], PARAMS)[0]
+
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            stream = both.stream(PROMPTS[0], PARAMS)
+            while both.unfinished:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)  # the last of them are handed out
+            found = await stream.take()
+            assert tuple(token for delta in found for token in delta.token_ids) == alone.token_ids
+            assert found[-1].finish_reason == "length"
+            assert await stream.take() == [] and [delta async for delta in stream] == []
+
+    asyncio.run(ask())
+
+
+def test_what_came_before_a_failure_is_taken_first(llm: LLM) -> None:
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            request = llm.engine.request([1, 2, 3], PARAMS)
+            request.error = "the machine is on fire"
+            stream = AsyncStream(both, request)
+            words = [Delta(request.id, "a", (1,)), Delta(request.id, "b", (2,))]
+            for delta in (*words, Delta(request.id, "", finish_reason="error")):
+                stream.put(delta)
+            assert await stream.take() == words
+            with pytest.raises(GenerationError, match="on fire"):
+                await stream.take()
+            assert await stream.take() == []
+
+    asyncio.run(ask())
+
+
+def test_several_wait_for_one_stream(llm: LLM) -> None:
+    async def ask() -> None:
+        async with AsyncLLM(llm) as both:
+            stream = both.stream(PROMPTS[0], PARAMS)
+
+            async def read() -> int:
+                return sum([len(delta.token_ids) async for delta in stream])
+
+            readers = [asyncio.create_task(read()) for _ in range(3)]
+            await asyncio.sleep(0)
+            readers[0].cancel()
+            assert sum(await asyncio.gather(*readers[1:])) == 20
 
     asyncio.run(ask())
 

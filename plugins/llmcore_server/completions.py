@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from llmcore.async_llm import AsyncLLM, AsyncStream
+from llmcore.async_llm import AsyncLLM
 from llmcore.engine.constraint import Constraint
-from llmcore.engine.request import Delta
 from llmcore.engine.results import Collector, Completion
 from llmcore.engine.sampling_params import SamplingParams
-from llmcore.errors import GenerationError, RequestError
-from llmcore_server.answers import Places, Usage, Writer
+from llmcore.errors import RequestError
+from llmcore_server.answers import Usage, Writer
+from llmcore_server.call import Call, not_aborted
 from llmcore_server.connections import EVENTS
+from llmcore_server.events import events
 from llmcore_server.fields import ChatFields, CompletionFields
 from llmcore_server.metrics import Clock
-from llmcore_server.refusals import Refusal, refused
 from llmcore_server.service import Service
 from llmcore_server.tools import Scanner, ToolCall, Writing, writing_of
-
-LOG = logging.getLogger("llmcore.server")
-DONE = b"data: [DONE]\n\n"
-
-
-@dataclass
-class Call:
-    """A call that was admitted.
-
-    Attributes:
-        streams: one for every answer, prompt by prompt.
-        echoes: the text before each.
-    """
-
-    writer: Writer
-    usage: Usage
-    streams: list[AsyncStream]
-    echoes: list[str]
-    clocks: list[Clock]
-    scanner: Callable[[], Scanner] | None = None  # of calls of functions, where the model was told of some
-
-    def close(self) -> None:
-        """Aborts what has not ended."""
-        for stream in self.streams:
-            stream.close()
 
 
 async def chat(service: Service, fields: ChatFields, http: Request) -> Response:
@@ -108,7 +80,7 @@ async def _answer(
         http.scope.setdefault("state", {})[EVENTS] = True
         wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
         return StreamingResponse(
-            _events(call, wants_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            events(call, wants_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
     return await _whole(call, http)
 
@@ -171,112 +143,19 @@ def _without_calls(scanner: Scanner, answer: Completion, calls: list[ToolCall]) 
 
 
 async def _collected(call: Call, index: int) -> Completion:
-    collector = Collector(call.streams[index].request, 0.0)
-    async for delta in _timed(call, index):
-        collector.add(delta)
-    return collector.completion()
-
-
-async def _timed(call: Call, index: int) -> AsyncIterator[Delta]:
-    """The deltas of an answer, noted by its clock."""
-    clock = call.clocks[index]
+    collector, clock = Collector(call.streams[index].request, 0.0), call.clocks[index]
     try:
-        async for delta in call.streams[index]:
-            if delta.token_ids:
-                clock.token()
-            if delta.finish_reason == "abort":  # nobody who still reads has asked for it
-                raise GenerationError("the server is shutting down")
-            yield delta
+        while deltas := await call.streams[index].take():
+            for delta in deltas:
+                clock.note(delta)
+                collector.add(delta)
+            not_aborted(deltas[-1])
     finally:
         clock.end()
+    return collector.completion()
 
 
 async def _disconnected(http: Request) -> None:
     """Until the client has gone."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-# --- streams ---
-
-
-def _told(error: Exception) -> Refusal:
-    try:
-        return refused(error)
-    except Exception as unforeseen:
-        LOG.error("a stream failed", exc_info=unforeseen)
-        return Refusal(500, "the server has made a mistake", code="internal_error")
-
-
-def _event(body: dict[str, Any] | None) -> bytes:
-    return b"" if body is None else b"data: " + to_json(body) + b"\n\n"
-
-
-async def _events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events of all answers, each as its deltas come."""
-    try:
-        pieces = _choice(call, 0) if len(call.streams) == 1 else _merged(call)
-        async for piece in pieces:
-            yield piece
-            await asyncio.sleep(0)  # neither the deltas nor the socket need make us wait, and others want their turn
-        if wants_usage:
-            yield _event(call.writer.usage_chunk(call.usage))
-        yield DONE
-    except Exception as error:
-        yield _event(_told(error).body)
-    finally:
-        call.close()
-
-
-async def _choice(call: Call, index: int) -> AsyncIterator[bytes]:
-    places, tokens, calls = Places(call.writer.tokenizer, len(call.echoes[index])), 0, list[ToolCall]()
-    head = _event(call.writer.first_chunk(index, call.echoes[index]))
-    async for delta in _without_marks(call, index, calls):
-        tokens += len(delta.token_ids)
-        if delta.finish_reason and calls:
-            head += _event(call.writer.calls_chunk(index, delta.text, calls))
-            yield head + _event(call.writer.chunk(index, delta._replace(text=""), places, called=True))
-        elif delta.text or delta.logprobs or delta.finish_reason:
-            yield head + _event(call.writer.chunk(index, delta, places))
-            head = b""
-    call.usage.add(index, call.streams[index].request, tokens)
-
-
-async def _without_marks(call: Call, index: int, calls: list[ToolCall]) -> AsyncIterator[Delta]:
-    """The deltas of an answer without calls of functions, which go to ``calls`` before the last of them."""
-    scanner = None if call.scanner is None else call.scanner()
-    async for delta in _timed(call, index):
-        if scanner is None:
-            yield delta
-        else:
-            text = scanner.push(delta.text) + (scanner.finish() if delta.finish_reason else "")
-            calls[:] = scanner.calls
-            yield delta._replace(text=text)
-
-
-async def _merged(call: Call) -> AsyncIterator[bytes]:
-    """The events of several answers, in the order in which they come."""
-    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
-
-    async def feed(index: int) -> None:
-        try:
-            async for piece in _choice(call, index):
-                queue.put_nowait(piece)
-            queue.put_nowait(None)
-        except BaseException as error:
-            queue.put_nowait(error)
-
-    tasks = [asyncio.create_task(feed(index)) for index in range(len(call.streams))]
-    try:
-        left = len(tasks)
-        while left:
-            piece = await queue.get()
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
-                left -= 1
-            else:
-                yield piece
-    finally:
-        for task in tasks:
-            task.cancel()

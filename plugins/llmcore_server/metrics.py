@@ -14,6 +14,7 @@ from llmcore.errors import InternalError
 
 if TYPE_CHECKING:
     from llmcore.async_llm import AsyncLLM
+    from llmcore.engine.request import Delta
     from llmcore_server.service import Service
 
 LOG = logging.getLogger("llmcore.server")
@@ -120,8 +121,10 @@ class Clock:
         self._started = time.perf_counter()
         self._last = 0.0
 
-    def token(self) -> None:
-        """A token has come."""
+    def note(self, delta: Delta) -> None:
+        """A delta has come."""
+        if not delta.token_ids:
+            return
         now = time.perf_counter()
         if self._last:
             self._metrics.between.observe(now - self._last)
