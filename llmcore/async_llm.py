@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from llmcore.doorbell import Doorbell
 from llmcore.engine.background import Background, Outcome
 from llmcore.engine.constraint import Constraint
+from llmcore.engine.doorbell import Doorbell
 from llmcore.engine.embedding import Array, Embedding, Pooling
 from llmcore.engine.request import Delta, Request
 from llmcore.engine.results import Collector, Completion
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llmcore.text.chat import Message
 
 LONG = 4096  # characters: a longer text is encoded in another thread, so that the event loop goes on
+MOST_AT_ONCE = 16  # deltas that one take gives
 COMPILED_AT_ONCE = 2  # constraints, each in a process of its own first, for up to 2 s
 MOST_TO_COMPILE = 16  # new constraints that wait for these: what comes then is told to come again
 
@@ -63,11 +64,15 @@ class AsyncStream(AsyncIterator[Delta]):
         return self._next()
 
     async def take(self) -> list[Delta]:
-        """All deltas that have come, at least one; none once the answer has ended. Raises what iteration raises."""
+        """The deltas that have come, at least one, at most ``MOST_AT_ONCE``; none once the answer has ended.
+
+        It waits only where none has come: who reads a backlog should let others have a turn. Raises what iteration
+        raises.
+        """
         if not await self._come():
             return []
         found = [self._next()]
-        while self._deltas and self._deltas[0].finish_reason != "error":
+        while self._deltas and len(found) < MOST_AT_ONCE and self._deltas[0].finish_reason != "error":
             found.append(self._next())
         return found
 

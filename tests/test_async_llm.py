@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.tiny import TinyModel
-from llmcore.async_llm import COMPILED_AT_ONCE, MOST_TO_COMPILE, AsyncLLM, AsyncStream
+from llmcore.async_llm import COMPILED_AT_ONCE, MOST_AT_ONCE, MOST_TO_COMPILE, AsyncLLM, AsyncStream
 from llmcore.engine.constraint import Constraint
 from llmcore.engine.load import EngineSettings
 from llmcore.engine.request import Delta
@@ -43,18 +43,17 @@ def test_many_at_once_as_one_by_one(llm: LLM) -> None:
     asyncio.run(ask())
 
 
-def test_all_that_has_come_is_taken_at_once(llm: LLM) -> None:
-    alone = llm.generate(PROMPTS[0], PARAMS)[0]
-
+def test_what_has_come_is_taken_at_once_but_not_too_much(llm: LLM) -> None:
     async def ask() -> None:
         async with AsyncLLM(llm) as both:
-            stream = both.stream(PROMPTS[0], PARAMS)
-            while both.unfinished:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.01)  # the last of them are handed out
-            found = await stream.take()
-            assert tuple(token for delta in found for token in delta.token_ids) == alone.token_ids
-            assert found[-1].finish_reason == "length"
+            request = llm.engine.request([1, 2, 3], PARAMS)
+            stream = AsyncStream(both, request)
+            words = [Delta(request.id, f"{i}", (i,)) for i in range(MOST_AT_ONCE + 3)]
+            words.append(Delta(request.id, "", finish_reason="length"))
+            for delta in words:
+                stream.put(delta)
+            assert await stream.take() == words[:MOST_AT_ONCE]
+            assert await stream.take() == words[MOST_AT_ONCE:]
             assert await stream.take() == [] and [delta async for delta in stream] == []
 
     asyncio.run(ask())

@@ -100,13 +100,15 @@ def _told(error: Exception) -> Refusal:
 
 
 async def _pieces(call: Call, index: int) -> AsyncIterator[bytes]:
-    """The events of one answer: at once what has come at once, so that others have their turn after each."""
+    """The events of one answer: at once what a step has brought, a backlog in parts."""
     choice = Choice(call, index)
     try:
         while deltas := await call.streams[index].take():
             if piece := b"".join(map(choice.event, deltas)):
                 yield piece
             not_aborted(deltas[-1])
+            if len(deltas) > 1:  # the next ones may be there too, and others want their turn
+                await asyncio.sleep(0)
     finally:
         choice.end()
     choice.count()
@@ -135,6 +137,8 @@ async def _merged(call: Call) -> AsyncIterator[bytes]:
                 left -= 1
             else:
                 yield piece
+                if not queue.empty():  # others want their turn
+                    await asyncio.sleep(0)
     finally:
         for task in tasks:
             task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -10,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from llmcore.doorbell import Doorbell
+from llmcore.engine.doorbell import Doorbell
 
 
-@pytest.fixture(params=["eventfd", "without", "a loop that watches no files"])
+@pytest.fixture(params=["eventfd", "without", "not let", "a loop that watches no files"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    def refuse(*_: object) -> None:
+        raise PermissionError if request.param == "not let" else NotImplementedError
+
     if request.param == "without":
         monkeypatch.delattr(os, "eventfd")
+    elif request.param == "not let":
+        monkeypatch.setattr(os, "eventfd", refuse)
     elif request.param != "eventfd":
-
-        def refuse(*_: object) -> None:
-            raise NotImplementedError
-
         monkeypatch.setattr(asyncio.SelectorEventLoop, "add_reader", refuse)
     return str(request.param)
 
@@ -93,10 +95,13 @@ def test_nobody_is_there_any_more() -> None:
     bell.ring()
 
 
-def test_its_file_is_given_back() -> None:
-    def files() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+def files() -> int:
+    """How many this process has open, but for those of garbage."""
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
 
+
+def test_its_file_is_given_back() -> None:
     async def hang() -> None:
         before = files()
         bells = [Doorbell(lambda: None) for _ in range(20)]
@@ -107,6 +112,21 @@ def test_its_file_is_given_back() -> None:
         assert files() == before
 
     asyncio.run(hang())
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_its_file_is_given_back_with_its_loop(close: bool) -> None:
+    async def hang() -> Doorbell:
+        return Doorbell(lambda: None)
+
+    before = files()
+    loop = asyncio.new_event_loop()
+    bell = loop.run_until_complete(hang())
+    if close:
+        bell.close()
+    loop.close()
+    del bell, loop
+    assert files() == before
 
 
 def test_who_rings_keeps_the_gil() -> None:

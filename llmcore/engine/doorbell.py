@@ -24,16 +24,16 @@ class Doorbell:
 
     def __init__(self, answer: Callable[[], None]) -> None:
         """Hangs it up in the running loop, which calls ``answer`` after one ring or several."""
+        self._file = -1
         self._answer = answer
         self._loop = asyncio.get_running_loop()
-        self._file = -1
-        if hasattr(os, "eventfd"):
-            file = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        with suppress(AttributeError, OSError):  # no Linux, or one that does not let us
+            self._file = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        if self._file >= 0:
             try:
-                self._loop.add_reader(file, self._rung)
-                self._file = file
+                self._loop.add_reader(self._file, self._rung)
             except NotImplementedError:  # a loop that watches no files
-                os.close(file)
+                self._forget()
 
     def ring(self) -> None:
         """From any thread; nothing happens if the loop has ended. Not after :meth:`close`."""
@@ -45,10 +45,17 @@ class Doorbell:
 
     def close(self) -> None:
         """Takes it down, from any thread; rings that were not answered are answered first."""
-        try:
-            self._loop.call_soon_threadsafe(self._take_down)
-        except RuntimeError:  # the loop has ended
+        if self._loop.is_running():
+            with suppress(RuntimeError):  # it has ended meanwhile
+                self._loop.call_soon_threadsafe(self._take_down)
+        elif self._loop.is_closed():
             self._forget()
+        else:
+            self._take_down()
+
+    def __del__(self) -> None:
+        """Its loop has been closed without it being taken down."""
+        self._forget()
 
     def _rung(self) -> None:
         os.eventfd_read(self._file)
