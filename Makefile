@@ -14,12 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # An editable install knows the packages of its day: one more in a source root (or another dependency) installs anew.
 SETUP := pyproject.toml backends plugins conf tools demos
 
-.PHONY: help demo test check format dist clean
+.PHONY: help demo test check table format dist clean
 
 help:
 	@echo "make demo    ask SmolLM2-135M a question, on the CPU (PROMPT='...' for another one)"
 	@echo "make test    run the tests"
 	@echo "make check   formatting, lint and types"
+	@echo "make table   compile all GPU kernels anew and compare with docs/gpu-kernels-compiled.md (minutes; needs no GPU)"
 	@echo "make format  repair formatting and what lint can repair"
 	@echo "make dist    build the sdist and the wheel"
 	@echo "make clean   remove what was built; the virtual environment $(VENV) and the model cache stay"
@@ -34,6 +35,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+table: $(VENV)/.installed-dev
+	$(BIN)/llmcore gpu-compile --check docs/gpu-kernels-compiled.md >$(VENV)/table.log
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
