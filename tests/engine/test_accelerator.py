@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.accelerator import on_accelerator
+from helpers.accelerator import NAME, on_accelerator
 from helpers.tiny import TinyModel
 from llmcore import LLM, EngineSettings, SamplingParams
+from llmcore.engine.accelerated import AcceleratedRunner
+from llmcore.engine.batch import Work
 from llmcore.engine.sizes import recorded_sizes
 from llmcore.hookspecs import BackendInfo
 from llmcore.plugins import plugins
+from llmcore_tools.gpu.check_models import forbidden_syncs
 
 MakeTiny = Callable[..., TinyModel]
 SETTINGS = EngineSettings(max_seqs=6, max_batch_tokens=16, max_rows=16, page_size=4, max_context=64, kv_pages=64)
@@ -235,3 +238,15 @@ def test_weights_are_copied_once_and_not_kept(load: Callable[..., LLM]) -> None:
     assert {key: array.data_ptr() for key, array in (store.made | store.mapped).items()} == before
     use = llm.memory
     assert use.weights_mapped_bytes + use.weights_repacked_bytes > 0
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="torch knows what waits for the device on CUDA alone")
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_a_steady_decode_step_waits_for_nothing(sequences: int, load: Callable[..., LLM]) -> None:
+    runner = load().runner
+    assert isinstance(runner, AcceleratedRunner)
+    work: list[Work] = [((5,), 0, [page], (0,)) for page in range(sequences)]
+    runner.start(work)()
+    with forbidden_syncs(runner.place.device):
+        arriving = runner.start([((0,), 1, pages, rows) for _, _, pages, rows in work], follows=runner.outputs["ids"])
+    assert len(arriving()) == sequences
