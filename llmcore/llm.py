@@ -170,7 +170,7 @@ class LLM:
         return WorkerPool(self.threads)
 
     def _engine(self, policy: Policy, *, prefix_cache: bool) -> Engine:
-        """The engine over the runner; its pages and first programs are made here."""
+        """The engine over the runner; its sampler takes memory of the device too."""
         place = self.runner.place
         try:
             with place.device.scope():

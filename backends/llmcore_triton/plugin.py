@@ -49,7 +49,6 @@ def _kernel(
 
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-
 FLOATS = ("F32", "F16", "BF16")
 NARROW = {"bfloat16": "bf16", "float16": "f16"}
 
@@ -103,9 +102,6 @@ CACHE: tuple[KernelInfo, ...] = (
     _kernel("attention", "attention", supported="attention:head_fits", kv_dtypes=tuple(KV_LAYOUTS)),
 )
 """Ops over the KV cache."""
-
-QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-
 
 LINEAR: tuple[KernelInfo, ...] = (
     *_linear("linear", "linear"),

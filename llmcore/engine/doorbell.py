@@ -36,7 +36,7 @@ class Doorbell:
                 self._forget()
 
     def ring(self) -> None:
-        """From any thread; nothing happens if the loop has ended. Not after :meth:`close`."""
+        """From any thread, but not while another one closes it; nothing happens if the loop has ended."""
         if self._file >= 0:
             _write()(self._file, ONE, len(ONE))
         else:

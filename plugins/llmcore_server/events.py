@@ -1,8 +1,7 @@
 """Answers as server-sent events, each piece as its tokens come.
 
-For every token of every client this runs between two steps of the engine, on a processor that would rather compute:
-what a stream sends is taken from the engine's deltas to bytes by plain calls, and only where it has to wait is it
-asynchronous.
+This runs for every token of every client, beside the engine's next step and on its processors: deltas become bytes by
+plain calls, and only what has to wait is asynchronous.
 """
 
 from __future__ import annotations
@@ -72,10 +71,6 @@ class Choice:
         """Adds the answer, which has ended well, to the call's usage."""
         self._call.usage.add(self._index, self._call.streams[self._index].request, self._tokens)
 
-    def end(self) -> None:
-        """Stops the clock."""
-        self._clock.end()
-
 
 async def events(call: Call, wants_usage: bool) -> AsyncIterator[bytes]:
     """Server-sent events of all answers, each as its deltas come."""
@@ -110,7 +105,7 @@ async def _pieces(call: Call, index: int) -> AsyncIterator[bytes]:
             if len(deltas) > 1:  # the next ones may be there too, and others want their turn
                 await asyncio.sleep(0)
     finally:
-        choice.end()
+        call.clocks[index].end()
     choice.count()
 
 

@@ -86,13 +86,16 @@ def test_what_rang_before_it_was_taken_down_is_answered() -> None:
 
 @pytest.mark.usefixtures("way")
 def test_nobody_is_there_any_more() -> None:
+    heard: list[str] = []
+
     async def hang() -> Doorbell:
-        return Doorbell(lambda: None)
+        return Doorbell(lambda: heard.append("a ring"))
 
     bell = asyncio.run(hang())
     bell.ring()
     bell.close()
     bell.ring()
+    assert not heard
 
 
 def files() -> int:
