@@ -14,8 +14,9 @@ from llmcore.native.control import (
     FLAG,
     FRONT,
     IDLE_PAUSES,
-    LINE,
     MUTEX,
+    OFFER_PAUSES,
+    OFFER_ROWS,
     PAUSES,
     READY,
     ROWS,
@@ -23,9 +24,11 @@ from llmcore.native.control import (
     STATE,
     STOPPED,
     TABLE,
+    THREAD,
     THREADS,
     TURN,
 )
+from llmcore.native.courtesy import offer_processor
 from llmcore.native.memory import (
     call_kernel,
     exchange,
@@ -49,7 +52,7 @@ _cond_broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(t
 
 @inlined  # type: ignore[untyped-decorator]
 def _line(control: int, thread: int) -> int:
-    return control + THREADS + thread * LINE
+    return control + THREADS + thread * THREAD
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -70,11 +73,13 @@ def _await_change(address: int, value: int) -> None:
 
 
 @inlined  # type: ignore[untyped-decorator]
-def _await_state(control: int, state: int) -> None:
+def _await_state(control: int, thread: int, state: int) -> None:
     """Waits until the state is not ``state``: spins for longer than steps are apart, then sleeps until it is told."""
-    for _ in range(IDLE_PAUSES):
+    for pauses in range(IDLE_PAUSES):
         if load_acquire(control + STATE) != state:
             return
+        if pauses % OFFER_PAUSES == OFFER_PAUSES - 1:
+            offer_processor(_line(control, thread))
         pause()
     _mutex_lock(control + MUTEX)
     fetch_add(control + SLEEPERS, 1)
@@ -110,6 +115,8 @@ def _walk(control: int, state: int, thread: int, threads: int) -> None:
             return
         call_kernel(load_i64(table + row * 16), load_i64(table + row * 16 + 8), thread, threads)
         store_release(flag, 0)
+        if row % OFFER_ROWS == 0:
+            offer_processor(_line(control, thread))
         for other in range(threads):
             if other != thread:
                 _await_change(_line(control, other) + FLAG, row + 1)
@@ -131,6 +138,8 @@ def run(control: int, address: int, rows: int, threads: int) -> int:
         if threads == 1:
             for row in range(rows):
                 call_kernel(load_i64(address + row * 16), load_i64(address + row * 16 + 8), 0, 1)
+                if row % OFFER_ROWS == 0:
+                    offer_processor(_line(control, 0))
         else:
             _run_together(control, address, rows, threads)
     _mutex_unlock(control + TURN)
@@ -161,7 +170,7 @@ def serve(control: int, thread: int, threads: int) -> None:
     while state != STOPPED:
         if state & 1:
             _walk(control, state, thread, threads)
-        _await_state(control, state)
+        _await_state(control, thread, state)
         state = load_acquire(control + STATE)
 
 

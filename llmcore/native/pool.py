@@ -9,7 +9,8 @@ up.
 A run is open between two values of the state word: odd is open, the next even value is closed. Workers join by
 themselves, whenever they come; a raised flag is worth something only if the state was still the same after it was
 raised, so the caller may close a run and wait for raised flags alone. Idle workers spin for longer than the time
-between two steps, then sleep until the next run. They never hold the GIL: to wake them takes no Python.
+between two steps, then sleep until the next run. They never hold the GIL: to wake them takes no Python. And all threads
+offer their processors, every few rows, to others that are brief (:mod:`llmcore.native.courtesy`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from llmcore.errors import LlmcoreError
 from llmcore.native import SCRATCH_BYTES
 from llmcore.native.code import loader
-from llmcore.native.control import LINE, READY, THREADS
+from llmcore.native.control import LINE, READY, THREAD, THREADS
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -99,7 +100,7 @@ class WorkerPool:
     def _start_over(self) -> None:
         """State without workers."""
         self._lock = threading.Lock()
-        self._block = _aligned_words(THREADS + self.threads * LINE)
+        self._block = _aligned_words(THREADS + self.threads * THREAD)
         self._control = int(self._block.ctypes.data)
         _compiled().prepare(self._control)
         self._workers = [self._worker(thread) for thread in range(1, self.threads)]
