@@ -33,19 +33,20 @@ from llmcore_numba.packing import (
     Packing,
 )
 
+LINE = 64  # bytes
 OUT_BLOCKS = 2  # of sixteen results, for each token
 
 
-def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int) -> Callable[..., None]:
-    """``tile(weights, to_next, groups, first, ahead, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
+def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int, *, asks: bool = True) -> Callable[..., None]:
+    """``tile(weights, to_next, groups, first, ask, step, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
 
     Multiplies ``tokens`` of a panel of ``panel`` quantized tokens with ``blocks`` blocks of rows. ``weights`` is the
     address of the first row block, ``to_next`` bytes before the next; ``groups`` is K / 32; ``first`` is the panel's
-    address and 4 bytes for each token before the first. If ``ahead`` is not 0, the weights so many bytes further on are
-    asked for.
+    address and 4 bytes for each token before the first. If it ``asks``, ``step`` bytes more are asked for with every
+    group, from ``ask`` on, and ``to_next`` bytes further on for each other block.
     """
-    body = _Tile(packing, tokens, blocks, panel)
-    return _function(f"tile_{packing.name}_{tokens}x{blocks}", 6, body.emit)
+    body = _Tile(packing, tokens, blocks, panel, asks)
+    return _function(f"tile_{packing.name}_{tokens}x{blocks}", 7, body.emit)
 
 
 def outlier_tile(packing: Packing) -> Callable[..., None]:
@@ -136,11 +137,11 @@ class _Tile:
     tokens: int
     blocks: int
     panel: int
+    asks: bool
 
     def emit(self, builder: Any, *values: Any) -> None:
         """Writes the loop over groups."""
-        weights, to_next, groups, first, ahead, out = values
-        wanted = builder.icmp_signed("!=", ahead, WORD(0))
+        weights, to_next, groups, first, ask, step, out = values
         places = [[cgutils.alloca_once(builder, FLOATS) for _ in range(self.blocks)] for _ in range(self.tokens)]
         for place in itertools.chain(*places):
             builder.store(const(FLOATS, 0), place)
@@ -148,15 +149,21 @@ class _Tile:
             start = builder.add(weights, builder.mul(loop.index, WORD(self.packing.nbytes)))
             starts = [builder.add(start, builder.mul(to_next, WORD(block))) for block in range(self.blocks)]
             record = builder.add(first, builder.mul(loop.index, WORD(RECORD * self.panel)))
-            with builder.if_then(wanted):
-                for block in starts:
-                    for line in range(0, self.packing.nbytes, 64):
-                        emit_prefetch(builder, builder.add(builder.add(block, ahead), WORD(line)))
+            if self.asks:
+                self._ask(builder, builder.add(ask, builder.mul(loop.index, step)), step, to_next)
             self._add_scaled(builder, starts, record, self._sums(builder, starts, record), places)
         for token, row in enumerate(places):
             for block, place in enumerate(row):
                 at = pointer(builder, builder.add(out, WORD((token * OUT_BLOCKS + block) * 64)), FLOATS)
                 builder.store(builder.fadd(builder.load(place), builder.load(at, align=4)), at, align=4)
+
+    def _ask(self, builder: Any, start: Any, nbytes: Any, to_next: Any) -> None:
+        lines = builder.udiv(builder.add(nbytes, WORD(LINE - 1)), WORD(LINE))
+        with cgutils.for_range(builder, lines) as loop:
+            line = builder.add(start, builder.mul(loop.index, WORD(LINE)))
+            for block in range(self.blocks):
+                at = builder.add(line, builder.mul(to_next, WORD(block)))
+                emit_prefetch(builder, at, near=self.tokens == 1)  # else what is multiplied needs the first cache
 
     def _head(self, builder: Any, record: Any, part: int, token: int, kind: Any) -> Any:
         """A number of a token's group, in every lane."""

@@ -24,7 +24,7 @@ from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.chunks import EACH, claims_early, cut_up, next_strip, strips_before
 from llmcore_numba.elementwise import gated
 from llmcore_numba.inputs import kernels_of
-from llmcore_numba.integer import integer_tile, outlier_tile
+from llmcore_numba.integer import LINE, integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import names_of
@@ -47,7 +47,7 @@ SHORTEST, LONGEST = 1 << 14, 1 << 16  # bytes of weights in a chunk, where there
 
 PACKING = PACKINGS["Q8_0"]  # each kernel has its own, with its tiles
 NBYTES = PACKING.nbytes
-one_token = integer_tile(PACKING, 1, 1, 1)
+one_token = integer_tile(PACKING, 1, 1, 1, asks=AHEAD > 0)
 few_tokens = integer_tile(PACKING, FEW, BLOCKS, PANEL)
 many_tokens = integer_tile(PACKING, TOKENS, BLOCKS, PANEL)
 outliers = outlier_tile(PACKING)
@@ -65,7 +65,11 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     packing = next((packing for packing in PACKINGS.values() if packing.name == name), None)
     if packing is None:
         raise AttributeError(f"{op} has no kernel for {name}")
-    tiles = {"one_token": integer_tile(packing, 1, 1, 1), "outliers": outlier_tile(packing)}
+    tiles = {
+        "NBYTES": packing.nbytes,
+        "one_token": integer_tile(packing, 1, 1, 1, asks=AHEAD > 0),
+        "outliers": outlier_tile(packing),
+    }
     by_one = inlined(specialised(_strip_for_one, f"strip_{name}_for_one", **tiles))
     tiles["few_tokens"], tiles["many_tokens"] = (integer_tile(packing, n, BLOCKS, PANEL) for n in (FEW, TOKENS))
     by_any = inlined(specialised(_strip, f"strip_{name}", **tiles, strip_for_one=by_one))
@@ -73,16 +77,16 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     return {**names_of(op), **parts}
 
 
-def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ahead, out):
+def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ask, _step, out):
     """:func:`_strip` for a token that comes alone, and has a panel of its own.
 
     Memory takes the time: it is read in order, and the outliers' columns are in the cache afterwards.
     """
     for i in range(0, 2 * STRIP * 4, 64):
         store(out + i, zeros())
-    one_token(weights, 0, groups, tokens, AHEAD, out)
+    one_token(weights, 0, groups, tokens, weights + AHEAD, NBYTES, out)
     if to_next:
-        one_token(weights + to_next, 0, groups, tokens, AHEAD, out + 64)
+        one_token(weights + to_next, 0, groups, tokens, weights + to_next + AHEAD, NBYTES, out + 64)
     extra = out + STRIP * 4
     outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, extra)
     store(out, load(out) + load(extra))
@@ -92,15 +96,15 @@ def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ahead, out):
 strip_for_one = inlined(_strip_for_one)
 
 
-def _strip(weights, to_next, groups, tokens, token, end, ahead, out):
+def _strip(weights, to_next, groups, tokens, token, end, ask, step, out):
     """Two blocks of rows for up to ``TOKENS`` tokens from ``token`` on: ``out[token, 2 blocks, 16 rows]``.
 
     ``to_next`` bytes lie between the blocks; 0 where there is but one, and then ``out`` has anything for the other.
-    ``end`` is behind the last token; those behind it in the last panel are computed too. ``ahead`` bytes further on are
-    the weights that this thread needs next, as far as it knows; 0 if they have been asked for.
+    ``end`` is behind the last token; those behind it in the last panel are computed too. ``ask`` and ``step``
+    are of the weights that this thread needs next, see :func:`asked_for`.
     """
     if end == 1:
-        strip_for_one(weights, to_next, groups, tokens, token, end, ahead, out)
+        strip_for_one(weights, to_next, groups, tokens, token, end, ask, step, out)
         return
     for i in range(0, TOKENS * STRIP * 4, 64):
         store(out + i, zeros())
@@ -108,13 +112,28 @@ def _strip(weights, to_next, groups, tokens, token, end, ahead, out):
     panel = tokens + token // PANEL * panel_bytes(groups * COLUMNS, PANEL)
     outliers(weights, to_next, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
     for block in range(0, 2, BLOCKS):
+        here, asked, sums = weights + block * to_next, ask + block * to_next, out + block * 64
         if some <= FEW:
-            few_tokens(weights + block * to_next, to_next, groups, panel + place * 4, ahead, out + block * 64)
+            few_tokens(here, to_next, groups, panel + place * 4, asked, step, sums)
         else:
-            many_tokens(weights + block * to_next, to_next, groups, panel + place * 4, ahead, out + block * 64)
+            many_tokens(here, to_next, groups, panel + place * 4, asked, step, sums)
 
 
 strip = inlined(_strip)
+
+
+@inlined
+def asked_for(following, nbytes, groups, token, begin, end):
+    """``ask`` and ``step`` of the tile of tokens from ``token`` on: its share of the strip at ``following``, or none.
+
+    The tiles of a strip, for tokens ``begin`` … ``end`` - 1, have equal shares, rounded up to lines: memory is read
+    while any of them multiplies.
+    """
+    tiles, tile = (end - begin + TOKENS - 1) // TOKENS, (token - begin) // TOKENS
+    step = (nbytes + LINE * tiles - 1) // (LINE * tiles) * LINE
+    if following == 0 or tile * step >= nbytes:
+        return 0, 0
+    return following + tile * step * groups, step
 
 
 @inlined
@@ -143,8 +162,8 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
     lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
     here, to_next = weight + at // ROWS * row_bytes, row_bytes if upper > 0 else 0
     for token in range(begin, end, TOKENS):
-        ahead = following - here if following and token == begin else 0
-        strip(here, to_next, inner // COLUMNS, tokens, token, end, ahead, out)
+        ask, step = asked_for(following, nbytes, inner // COLUMNS, token, begin, end)
+        strip(here, to_next, inner // COLUMNS, tokens, token, end, ask, step, out)
         for i in range(min(TOKENS, end - token)):
             place = ((token + i) * outer + at) * 4
             finish(out + i * 128, bias, residual, y, place, at, lower)
@@ -205,8 +224,8 @@ def _gate_up_swiglu(operands, thread, threads):
         for block in range(first, last):
             count, then = min(ROWS, outer - block * ROWS), next_strip(cut, block, last, following, chunks)
             for token in range(begin, end, TOKENS):
-                ahead = (then - block) * row_bytes if then >= 0 and token == begin else 0
-                strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ahead, out)
+                ask, step = asked_for(gate + then * row_bytes if then >= 0 else 0, NBYTES, groups, token, begin, end)
+                strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ask, step, out)
                 for i in range(min(TOKENS, end - token)):
                     place = y + ((token + i) * outer + block * ROWS) * 4
                     store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
@@ -238,8 +257,8 @@ def _classifier_argmax(operands, thread, threads):
             lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
             to_next = row_bytes if upper > 0 else 0
             for token in range(0, rows, TOKENS):
-                ahead = (then - index) * 2 * row_bytes if then >= 0 and token == 0 else 0
-                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ahead, out)
+                ask, step = asked_for(weight + then * 2 * row_bytes if then >= 0 else 0, NBYTES, groups, token, 0, rows)
+                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ask, step, out)
                 for i in range(min(TOKENS, rows - token)):
                     note_best(out + i * 128, at, lower + max(0, upper), mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
