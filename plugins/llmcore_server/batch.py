@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 INPUT = Flag("--input", "a file with a request on each line", "FILE")
 OUTPUT = Flag("--output", "where answers go, a line each; what is in it already is not asked again", "FILE")
 COMMAND = Command("llmcore batch", "answer a file of requests, resumable", (INPUT, OUTPUT, NO_CACHE), "serve")
-KINDS = {"/v1/chat/completions": ChatFields, "/v1/completions": CompletionFields}
+KINDS: dict[str, type[ChatFields | CompletionFields]] = {
+    "/v1/chat/completions": ChatFields,
+    "/v1/completions": CompletionFields,
+}
 BEGINS = b'{"custom_id": '  # so does each line that we write
 AHEAD = 2  # times the batch: so many answers are under way or wait
 

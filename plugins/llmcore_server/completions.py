@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -117,7 +118,8 @@ async def _whole(call: Call, http: Request) -> Response:
     task = asyncio.gather(*(_collected(call, i) for i in range(len(call.streams))))
     watcher = asyncio.create_task(_disconnected(http))
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {task, watcher}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             return Response(status_code=499)  # nobody is there to read it
         answers = task.result()

@@ -114,7 +114,7 @@ class Sampling(Fields):
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options are given, but no stream is asked for", field="stream_options")
-        given = {
+        given: dict[str, Any] = {
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": self.top_p,
             "top_k": max(self.top_k, 0) if self.top_k is not None else None,  # -1 is off too, as in vLLM

@@ -91,10 +91,10 @@ class Metrics:
             "request_success": ("Answers by what ended them.", stats.ended),
             "answer_tokens": ("Tokens of answers that have ended, by what ended them.", stats.ended_tokens),
         }
-        for name, (text, values) in by_reason.items():
+        for name, (text, ended) in by_reason.items():
             family = CounterMetricFamily(PREFIX + name, text, labels=["model_name", "finished_reason"])
-            for reason, value in values.items():
-                family.add_metric([self._model, reason], value)
+            for reason, count in ended.items():
+                family.add_metric([self._model, reason], count)
             yield family
 
     def _looked_at(self, loaded: AsyncLLM) -> int:

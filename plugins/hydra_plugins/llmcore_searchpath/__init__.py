@@ -8,7 +8,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from llmcore.config.search_path import OWN, offered
 
 
-class LlmcoreSearchPath(SearchPathPlugin):
+class LlmcoreSearchPath(SearchPathPlugin):  # type: ignore[misc]
     """Appends ``pkg://`` paths for what is registered under ``llmcore.conf``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:

@@ -96,9 +96,9 @@ def engine_step_s(model: Loaded, asked: Load) -> tuple[float, float]:
     _steps(model, 2)
     taken, first = [], _depth(requests)
     for _ in range(asked.samples):
-        start, before = settled(model.runner.place.device), model.engine.counters.steps
+        start, before = settled(model.device), model.engine.counters.steps
         _steps(model, steps)
-        taken.append((settled(model.runner.place.device) - start) / (model.engine.counters.steps - before))
+        taken.append((settled(model.device) - start) / (model.engine.counters.steps - before))
     depth = (first + _depth(requests)) / 2
     failed = [request.error for request in requests if request.finish_reason]
     for request in requests:
@@ -124,8 +124,8 @@ def replayed_s(model: Loaded, batch: int) -> float:
     runner = model.runner
     runner.inputs.set_sizes(batch, batch, batch)
     program = runner.program("ids", batch, one_each=True)
-    device = runner.place.device
-    return seconds(device, program.run, repeats=5, inner=8 if device.kind == "cuda" else 1).median
+    inner = 8 if model.device.kind == "cuda" else 1
+    return seconds(model.device, program.run, repeats=5, inner=inner).median
 
 
 def token_bytes(model: Loaded) -> int:

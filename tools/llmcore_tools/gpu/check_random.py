@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from llmcore.weights.checkpoint import Checkpoint, TokenizerSource
 from llmcore.weights.claims import claim
 from llmcore.weights.formats import TensorFormat, tensor_format
 from llmcore.weights.tensor import Tensor
+
+if TYPE_CHECKING:
+    from llmcore.device.accelerator import Accelerator
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("triton", "torch")
@@ -201,6 +204,15 @@ class Loaded:
     spec: ModelSpec
     runner: AcceleratedRunner
     engine: Engine
+
+    @property
+    def device(self) -> Accelerator:
+        """Where it is."""
+        from llmcore.device.accelerator import Accelerator
+
+        device = self.runner.place.device
+        assert isinstance(device, Accelerator)
+        return device
 
     def logits(self, ids: Sequence[int], chunk: int | None = None) -> Array:
         """Float32 ``[tokens, vocab]``, computed ``chunk`` tokens at a time; one at a time is decoding."""

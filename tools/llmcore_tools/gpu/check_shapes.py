@@ -52,10 +52,15 @@ GOALS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 """Model → format of weights → share of the floor to be reached at batch 1 and at batch 64."""
 
-_TOY = {"max_position_embeddings": 128}
+_TOY: Config = {"max_position_embeddings": 128}
 TINY: Mapping[str, Config] = {
     "llama, grouped heads, scaled RoPE, tied": _model(
-        *("llama", 2, 64, 96, (4, 2, 16), 280),
+        "llama",
+        2,
+        64,
+        96,
+        (4, 2, 16),
+        280,
         **_TOY,
         tie_word_embeddings=True,
         **_rope(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -50,8 +50,8 @@ def settled(device: Accelerator) -> float:
     return time.perf_counter()
 
 
-@triton.jit
-def _read(x, sums, BLOCK: tl.constexpr, STEPS: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _read(x: Any, sums: Any, BLOCK: tl.constexpr, STEPS: tl.constexpr) -> None:
     """Program: the sum of ``STEPS`` blocks, so that every element is loaded and nearly nothing stored."""
     start = tl.program_id(0).to(tl.int64) * (BLOCK * STEPS)
     total = tl.zeros([BLOCK], tl.float32)
@@ -72,7 +72,7 @@ def read_gb_s(device: Accelerator, nbytes: int) -> float:
     kernel()
     assert bool((sums == BLOCK * STEPS).all()), "what is timed must have read everything"
     taken = min(seconds(device, kernel).median, seconds(device, x.sum).median)
-    return 4 * x.numel() / taken / 1e9
+    return float(4 * x.numel() / taken / 1e9)
 
 
 def copy_gb_s(device: Accelerator, nbytes: int) -> float:

@@ -148,23 +148,22 @@ class Mixture:
 
     def _wrong(self, rng: Random) -> Call:
         """A call that must be refused by the name of its field."""
-        talk = {"model": self.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-        plain = {"model": self.model, "prompt": "hi", "max_tokens": 4}
+        talk: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        plain: dict[str, Any] = {"model": self.model, "prompt": "hi", "max_tokens": 4}
         no_such = {"role": "wizard", "content": "hi"}
         both = partial(rng.choice, [(CHAT, talk), (TEXT, plain)])
-        path, body, change, refused = rng.choice(
-            [
-                (*both(), {"n": 17}, (400, "n")),
-                (*both(), {"stop": ["a"] * 17}, (400, "stop")),
-                (*both(), {"temperature": 9}, (400, "temperature")),
-                (*both(), {"temprature": 1}, (400, "temprature")),
-                (*both(), {"model": "no-such-model"}, (404, "model")),
-                (CHAT, talk, {"logprobs": True, "top_logprobs": 21}, (400, "top_logprobs")),
-                (CHAT, talk, {"messages": [no_such]}, (400, "messages")),
-                (TEXT, plain, {"logprobs": 21}, (400, "logprobs")),
-                (TEXT, plain, {"prompt": [0] * (self.context + 1)}, (400, "prompt")),
-            ]
-        )
+        wrong: list[tuple[str, dict[str, Any], dict[str, Any], tuple[int, str]]] = [
+            (*both(), {"n": 17}, (400, "n")),
+            (*both(), {"stop": ["a"] * 17}, (400, "stop")),
+            (*both(), {"temperature": 9}, (400, "temperature")),
+            (*both(), {"temprature": 1}, (400, "temprature")),
+            (*both(), {"model": "no-such-model"}, (404, "model")),
+            (CHAT, talk, {"logprobs": True, "top_logprobs": 21}, (400, "top_logprobs")),
+            (CHAT, talk, {"messages": [no_such]}, (400, "messages")),
+            (TEXT, plain, {"logprobs": 21}, (400, "logprobs")),
+            (TEXT, plain, {"prompt": [0] * (self.context + 1)}, (400, "prompt")),
+        ]
+        path, body, change, refused = rng.choice(wrong)
         if rng.random() < 0.1:
             return Call(path, b'{"model": ', 0, refused=(400, ""))
         return Call(path, {**body, **change}, 0, refused=refused)
