@@ -20,7 +20,7 @@ import numpy as np
 
 from llmcore.config.models import lookup
 from llmcore.config.schema import Config, ModelConfig
-from llmcore.device import Place
+from llmcore.device import HOST, Place
 from llmcore.engine import inspection
 from llmcore.engine.embedding import Embedding, Pooling
 from llmcore.engine.engine import Engine
@@ -34,6 +34,7 @@ from llmcore.engine.load import (
 )
 from llmcore.engine.place import device_of, dtype_of
 from llmcore.engine.policies import Policy
+from llmcore.engine.preallocation import Preallocation
 from llmcore.engine.request import Request, checked_ids
 from llmcore.engine.results import Collector, Completion, Explanation, MemoryUse
 from llmcore.engine.sampling_params import SamplingParams
@@ -100,6 +101,7 @@ class LLM:
         """
         started = time.perf_counter()
         self._closed = False
+        self._preallocation: Preallocation | None = None
         if compute not in ("auto", "exact"):
             raise ConfigError(f"compute is {compute!r}", remedy="it must be auto or exact")
         chosen = lookup(model) if isinstance(model, str) else model
@@ -135,6 +137,8 @@ class LLM:
             self._let_go()
             raise
         forget_linker()
+        if settings.preallocate and device is HOST:
+            self._preallocation = Preallocation(list(self.runner.states.values()))
         self.load_s = time.perf_counter() - started
 
     @classmethod
@@ -189,6 +193,8 @@ class LLM:
     def close(self) -> None:
         """Ends the worker threads and lets go of the files; the model answers no more."""
         self._closed = True
+        if self._preallocation is not None:
+            self._preallocation.close()
         self.engine.close()
         self._let_go()
 

@@ -105,6 +105,7 @@ class EngineConfig:
         buckets: step sizes in tokens that get a program of their own.
         kv_dtype: the element type of the KV cache.
         prefix_cache: share the pages of sequences that begin alike.
+        preallocate: take the KV cache's memory when the model is loaded, in the background, and not as it is used.
         policy: who of those that wait is let in first; ``llmcore plugins`` names those that are installed.
         device: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` takes a GPU where a backend is made for one.
         dtype: of activations.
@@ -120,6 +121,7 @@ class EngineConfig:
     buckets: list[int] = field(default_factory=lambda: [1, 8, 64])
     kv_dtype: KVDtype = KVDtype.auto
     prefix_cache: bool = True
+    preallocate: bool = False
     policy: str = "fcfs"
     device: str = "auto"
     dtype: Dtype = Dtype.auto

@@ -52,6 +52,7 @@ class EngineSettings:
         kv_dtype: the element type of the KV cache; int8 has a scale for every 8 elements. ``auto`` is bfloat16 where
             activations are rounded in any case, else that of activations.
         prefix_cache: share the pages of sequences that begin alike.
+        preallocate: take the KV cache's memory when the model is loaded, in the background, and not as it is used.
         policy: who of those that wait is let in first.
         device: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` takes a GPU where a backend is made for one.
         dtype: of activations; ``auto`` is float32 on the CPU, elsewhere what the model was published in.
@@ -67,6 +68,7 @@ class EngineSettings:
     buckets: tuple[int, ...] = (1, 8, 64)
     kv_dtype: str = "auto"
     prefix_cache: bool = True
+    preallocate: bool = False
     policy: str = "fcfs"
     device: str = "auto"
     dtype: str = "auto"
@@ -83,8 +85,9 @@ class EngineSettings:
         known = ("auto", *KV_DTYPES)
         if self.kv_dtype not in known:
             raise ConfigError(f"engine.kv_dtype is {self.kv_dtype!r}", remedy=near(str(self.kv_dtype), known))
-        if not isinstance(self.prefix_cache, bool):
-            raise ConfigError(f"engine.prefix_cache is {self.prefix_cache!r}", remedy="it must be true or false")
+        for name in ("prefix_cache", "preallocate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"engine.{name} is {getattr(self, name)!r}", remedy="it must be true or false")
         if not isinstance(self.policy, str):
             raise ConfigError(f"engine.policy is {self.policy!r}", remedy="give a policy's name")
         share = self.device_share
