@@ -38,15 +38,16 @@ OUT_BLOCKS = 2  # of sixteen results, for each token
 
 
 def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int, *, asks: bool = True) -> Callable[..., None]:
-    """``tile(weights, to_next, groups, first, ask, step, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
+    """``tile(weights, to_next, groups, first, ask, lines, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
 
     Multiplies ``tokens`` of a panel of ``panel`` quantized tokens with ``blocks`` blocks of rows. ``weights`` is the
     address of the first row block, ``to_next`` bytes before the next; ``groups`` is K / 32; ``first`` is the panel's
-    address and 4 bytes for each token before the first. If it ``asks``, ``step`` bytes more are asked for with every
-    group, from ``ask`` on, and ``to_next`` bytes further on for each other block.
+    address and 4 bytes for each token before the first. If it ``asks``, ``lines`` of memory are asked for on the
+    way, from ``ask`` on, and as many ``to_next`` bytes further on for each other block; for one token, all that lies
+    from ``ask`` on as the weights do.
     """
     body = _Tile(packing, tokens, blocks, panel, asks)
-    return _function(f"tile_{packing.name}_{tokens}x{blocks}", 7, body.emit)
+    return _function(f"tile_{packing.name}_{tokens}x{blocks}_of_{panel}{'_asking' * asks}", 7, body.emit)
 
 
 def outlier_tile(packing: Packing) -> Callable[..., None]:
@@ -141,7 +142,8 @@ class _Tile:
 
     def emit(self, builder: Any, *values: Any) -> None:
         """Writes the loop over groups."""
-        weights, to_next, groups, first, ask, step, out = values
+        weights, to_next, groups, first, ask, lines, out = values
+        asked = self._asker(builder, groups, ask, lines, to_next)
         places = [[cgutils.alloca_once(builder, FLOATS) for _ in range(self.blocks)] for _ in range(self.tokens)]
         for place in itertools.chain(*places):
             builder.store(const(FLOATS, 0), place)
@@ -150,20 +152,34 @@ class _Tile:
             starts = [builder.add(start, builder.mul(to_next, WORD(block))) for block in range(self.blocks)]
             record = builder.add(first, builder.mul(loop.index, WORD(RECORD * self.panel)))
             if self.asks:
-                self._ask(builder, builder.add(ask, builder.mul(loop.index, step)), step, to_next)
+                asked(loop.index)
             self._add_scaled(builder, starts, record, self._sums(builder, starts, record), places)
         for token, row in enumerate(places):
             for block, place in enumerate(row):
                 at = pointer(builder, builder.add(out, WORD((token * OUT_BLOCKS + block) * 64)), FLOATS)
                 builder.store(builder.fadd(builder.load(place), builder.load(at, align=4)), at, align=4)
 
-    def _ask(self, builder: Any, start: Any, nbytes: Any, to_next: Any) -> None:
-        lines = builder.udiv(builder.add(nbytes, WORD(LINE - 1)), WORD(LINE))
-        with cgutils.for_range(builder, lines) as loop:
-            line = builder.add(start, builder.mul(loop.index, WORD(LINE)))
-            for block in range(self.blocks):
-                at = builder.add(line, builder.mul(to_next, WORD(block)))
-                emit_prefetch(builder, at, near=self.tokens == 1)  # else what is multiplied needs the first cache
+    def _asker(self, builder: Any, groups: Any, ask: Any, lines: Any, to_next: Any) -> Callable[[Any], None]:
+        """What asks for memory with each group, whose number it takes."""
+        following, left = (cgutils.alloca_once_value(builder, value) for value in (ask, lines))
+        share = builder.udiv(builder.add(lines, builder.sub(groups, WORD(1))), groups)
+
+        def with_one(group: Any) -> None:
+            start = builder.add(ask, builder.mul(group, WORD(self.packing.nbytes)))
+            for line in range(0, self.packing.nbytes, LINE):
+                emit_prefetch(builder, builder.add(start, WORD(line)))
+
+        def with_many(_group: Any) -> None:
+            here, most = builder.load(following), builder.load(left)
+            count = builder.select(builder.icmp_unsigned("<", share, most), share, most)
+            with cgutils.for_range(builder, count) as loop:
+                line = builder.add(here, builder.mul(loop.index, WORD(LINE)))
+                for block in range(self.blocks):  # not into the first cache: what is multiplied needs that
+                    emit_prefetch(builder, builder.add(line, builder.mul(to_next, WORD(block))), near=False)
+            builder.store(builder.add(here, builder.mul(count, WORD(LINE))), following)
+            builder.store(builder.sub(most, count), left)
+
+        return with_one if self.tokens == 1 else with_many
 
     def _head(self, builder: Any, record: Any, part: int, token: int, kind: Any) -> Any:
         """A number of a token's group, in every lane."""

@@ -66,7 +66,6 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     if packing is None:
         raise AttributeError(f"{op} has no kernel for {name}")
     tiles = {
-        "NBYTES": packing.nbytes,
         "one_token": integer_tile(packing, 1, 1, 1, asks=AHEAD > 0),
         "outliers": outlier_tile(packing),
     }
@@ -77,16 +76,16 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     return {**names_of(op), **parts}
 
 
-def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ask, _step, out):
+def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ask, _lines, out):
     """:func:`_strip` for a token that comes alone, and has a panel of its own.
 
     Memory takes the time: it is read in order, and the outliers' columns are in the cache afterwards.
     """
     for i in range(0, 2 * STRIP * 4, 64):
         store(out + i, zeros())
-    one_token(weights, 0, groups, tokens, weights + AHEAD, NBYTES, out)
+    one_token(weights, 0, groups, tokens, weights + AHEAD, 0, out)
     if to_next:
-        one_token(weights + to_next, 0, groups, tokens, weights + to_next + AHEAD, NBYTES, out + 64)
+        one_token(weights + to_next, 0, groups, tokens, weights + to_next + AHEAD, 0, out + 64)
     extra = out + STRIP * 4
     outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, extra)
     store(out, load(out) + load(extra))
@@ -96,15 +95,16 @@ def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ask, _step, 
 strip_for_one = inlined(_strip_for_one)
 
 
-def _strip(weights, to_next, groups, tokens, token, end, ask, step, out):
+def _strip(weights, to_next, groups, tokens, token, end, ask, lines, out):
     """Two blocks of rows for up to ``TOKENS`` tokens from ``token`` on: ``out[token, 2 blocks, 16 rows]``.
 
     ``to_next`` bytes lie between the blocks; 0 where there is but one, and then ``out`` has anything for the other.
-    ``end`` is behind the last token; those behind it in the last panel are computed too. ``ask`` and ``step``
-    are of the weights that this thread needs next, see :func:`asked_for`.
+    ``end`` is behind the last token; those behind it in the last panel are computed too. ``ask`` and ``lines``
+    are of the weights that this thread needs next, see :func:`asked_for`; where a strip of one block meets one of two,
+    some are not asked for.
     """
     if end == 1:
-        strip_for_one(weights, to_next, groups, tokens, token, end, ask, step, out)
+        strip_for_one(weights, to_next, groups, tokens, token, end, ask, lines, out)
         return
     for i in range(0, TOKENS * STRIP * 4, 64):
         store(out + i, zeros())
@@ -114,9 +114,9 @@ def _strip(weights, to_next, groups, tokens, token, end, ask, step, out):
     for block in range(0, 2, BLOCKS):
         here, asked, sums = weights + block * to_next, ask + block * to_next, out + block * 64
         if some <= FEW:
-            few_tokens(here, to_next, groups, panel + place * 4, asked, step, sums)
+            few_tokens(here, to_next, groups, panel + place * 4, asked, lines, sums)
         else:
-            many_tokens(here, to_next, groups, panel + place * 4, asked, step, sums)
+            many_tokens(here, to_next, groups, panel + place * 4, asked, lines, sums)
 
 
 strip = inlined(_strip)
@@ -124,16 +124,17 @@ strip = inlined(_strip)
 
 @inlined
 def asked_for(following, nbytes, groups, token, begin, end):
-    """``ask`` and ``step`` of the tile of tokens from ``token`` on: its share of the strip at ``following``, or none.
+    """``ask`` and ``lines`` of the tile of tokens from ``token`` on: its share of the strip at ``following``, or none.
 
-    The tiles of a strip, for tokens ``begin`` … ``end`` - 1, have equal shares, rounded up to lines: memory is read
-    while any of them multiplies.
+    The tiles of a strip, for tokens ``begin`` … ``end`` - 1, have equal shares of each block: memory is read while any
+    of them multiplies.
     """
-    tiles, tile = (end - begin + TOKENS - 1) // TOKENS, (token - begin) // TOKENS
-    step = (nbytes + LINE * tiles - 1) // (LINE * tiles) * LINE
-    if following == 0 or tile * step >= nbytes:
+    if following == 0:
         return 0, 0
-    return following + tile * step * groups, step
+    tiles, tile = (end - begin + TOKENS - 1) // TOKENS, (token - begin) // TOKENS
+    lines = (groups * nbytes + LINE - 1) // LINE
+    first, behind = lines * tile // tiles, lines * (tile + 1) // tiles
+    return following + first * LINE, behind - first
 
 
 @inlined
@@ -162,8 +163,8 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
     lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
     here, to_next = weight + at // ROWS * row_bytes, row_bytes if upper > 0 else 0
     for token in range(begin, end, TOKENS):
-        ask, step = asked_for(following, nbytes, inner // COLUMNS, token, begin, end)
-        strip(here, to_next, inner // COLUMNS, tokens, token, end, ask, step, out)
+        ask, lines = asked_for(following, nbytes, inner // COLUMNS, token, begin, end)
+        strip(here, to_next, inner // COLUMNS, tokens, token, end, ask, lines, out)
         for i in range(min(TOKENS, end - token)):
             place = ((token + i) * outer + at) * 4
             finish(out + i * 128, bias, residual, y, place, at, lower)
@@ -224,8 +225,8 @@ def _gate_up_swiglu(operands, thread, threads):
         for block in range(first, last):
             count, then = min(ROWS, outer - block * ROWS), next_strip(cut, block, last, following, chunks)
             for token in range(begin, end, TOKENS):
-                ask, step = asked_for(gate + then * row_bytes if then >= 0 else 0, NBYTES, groups, token, begin, end)
-                strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ask, step, out)
+                ask, lines = asked_for(gate + then * row_bytes if then >= 0 else 0, NBYTES, groups, token, begin, end)
+                strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ask, lines, out)
                 for i in range(min(TOKENS, end - token)):
                     place = y + ((token + i) * outer + block * ROWS) * 4
                     store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
@@ -257,8 +258,10 @@ def _classifier_argmax(operands, thread, threads):
             lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
             to_next = row_bytes if upper > 0 else 0
             for token in range(0, rows, TOKENS):
-                ask, step = asked_for(weight + then * 2 * row_bytes if then >= 0 else 0, NBYTES, groups, token, 0, rows)
-                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ask, step, out)
+                ask, lines = asked_for(
+                    weight + then * 2 * row_bytes if then >= 0 else 0, NBYTES, groups, token, 0, rows
+                )
+                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ask, lines, out)
                 for i in range(min(TOKENS, rows - token)):
                     note_best(out + i * 128, at, lower + max(0, upper), mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done

@@ -104,9 +104,9 @@ def _rounding_cast(original: Callable[..., Handle]) -> Callable[..., Handle]:
 
 def _towards_zero(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """float32 as bfloat16, truncated; a NaN whose upper mantissa bits are zero would turn infinite."""
-    truncated: np.ndarray[Any, Any] = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(BFLOAT16)
-    truncated[np.isnan(values)] = np.nan
-    return truncated
+    truncated = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(BFLOAT16)
+    result: np.ndarray[Any, Any] = np.where(np.isnan(values), BFLOAT16.type(np.nan), truncated)
+    return result
 
 
 def _wide(handle: Handle) -> Handle:

@@ -9,51 +9,57 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import sys
 import threading
-from collections.abc import Sequence
+import time
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llmcore.device.base import Array
 
 POPULATE_WRITE = 23  # madvise's advice: as if every page were written, with what it holds (Linux 5.14)
-SLICE = 2 << 20  # bytes of each array at a time
+BLOCK = 2 << 20  # bytes of each array before the next array's turn, and between two looks at what is spare
+SLICE = 128 << 10  # bytes at a time: nobody else in the process can map memory meanwhile
+REST = 2  # times as long as a slice has taken
 RESERVE = 1 << 30  # bytes that are left to others
+FILES = Path("/")  # where the system says what is spare
 
 
 class Preallocation:
-    """A thread that takes the memory of arrays, from their beginnings on, when nobody else wants the processor.
+    """A thread that takes the memory of arrays, from their beginnings on, a third of the time at most.
 
-    It ends early where memory is short, and at once where the system cannot do it: what it has left is taken as it is
-    touched.
+    It ends early where memory is short, when it is closed or dropped, and at once where the system cannot do it: what
+    it has left is taken as it is touched.
     """
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         """Starts it. Meanwhile the arrays can be used like any others."""
-        self._arrays = arrays
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="llmcore-preallocation", daemon=True)
-        self._thread.start()
+        stop = threading.Event()
+        self._thread = threading.Thread(target=_run, args=(arrays, stop), name="llmcore-preallocation", daemon=True)
+        self._finalizer = weakref.finalize(self, stop.set)
+        with suppress(RuntimeError):  # there can be no more threads
+            self._thread.start()
 
     def wait(self) -> None:
         """Until it has ended."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def close(self) -> None:
-        """Ends it."""
-        self._closing = True
-        self.wait()
+        """Ends it soon."""
+        self._finalizer()
 
-    def _run(self) -> None:
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # on Linux, of this thread alone
-        for offset in range(0, max((array.nbytes for array in self._arrays), default=0), SLICE):
+
+def _run(arrays: Sequence[Array], stop: threading.Event) -> None:
+    for offset in range(0, max((array.nbytes for array in arrays), default=0), BLOCK):
+        for array in arrays:
             if spare_memory() < RESERVE:
                 return
-            for array in self._arrays:
-                if self._closing or not take(array, offset, SLICE):
+            for begin in range(offset, min(offset + BLOCK, array.nbytes), SLICE):
+                started = time.perf_counter()
+                if not take(array, begin, SLICE) or stop.wait(REST * (time.perf_counter() - started)):
                     return
 
 
@@ -71,12 +77,34 @@ def take(array: Array, offset: int, nbytes: int) -> bool:
 
 
 def spare_memory() -> int:
-    """Bytes that the machine, and the cgroup (version 2), have left; a large number where nothing says so."""
-    found = [1 << 62]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")))
-    with suppress(OSError, ValueError):  # no limit is "max", which is no number
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found)
+    """Bytes that the machine and every cgroup of this process have left; a large number where none says so."""
+    return min([1 << 62, *_of_machine(), *_of_groups()])
+
+
+def _of_machine() -> Iterator[int]:
+    with suppress(OSError, ValueError, IndexError):
+        for line in (FILES / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                yield int(line.split()[1]) << 10
+
+
+def _of_groups() -> Iterator[int]:
+    with suppress(OSError, ValueError):
+        for line in (FILES / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            group = PurePosixPath(path.lstrip("/"))
+            for each in (group, *group.parents):
+                if not controllers:  # version 2
+                    yield from _of_group(FILES / "sys/fs/cgroup" / each, "memory.max", "memory.current", "")
+                elif "memory" in controllers.split(","):
+                    files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+                    yield from _of_group(FILES / "sys/fs/cgroup/memory" / each, *files)
+
+
+def _of_group(folder: Path, limit: str, used: str, prefix: str) -> Iterator[int]:
+    """What is used but for files that need not stay in memory; nothing where there is no limit, or no such group."""
+    with suppress(OSError, ValueError):
+        most = int((folder / limit).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        files = sum(int(statistics.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+        yield most - int((folder / used).read_text()) + files

@@ -26,7 +26,7 @@ class Sizes:
     page_size: int
     pages: int
     buckets: tuple[int, ...] = ()
-    kv_budget: int = 2 << 30  # of address space: memory is taken as pages are used
+    kv_budget: int = 2 << 30  # of address space: memory is taken as pages are used, or by a preallocation
     device_share: float = 0.9  # of what an accelerator has left
 
     def with_pages(self, page_bytes: int) -> Sizes:

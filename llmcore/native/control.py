@@ -25,5 +25,7 @@ IDLE_PAUSES = 12_800  # before an idle worker goes to sleep: a few hundred µs, 
 
 OFFER_ROWS = 8  # between two offers of the processor to others
 OFFER_PAUSES = 512  # of an idle worker, between two
-BRIEF = 2_000_000  # ns for which others may have it: less than the slice of one that computes without end
+BRIEF = (
+    1_000_000  # ns for which others may have it: less than a slice of Linux (1.4 ms on two processors, more on more)
+)
 SHORTEST, LONGEST = 10_000_000, 320_000_000  # ns for which it is kept after somebody has had it for longer

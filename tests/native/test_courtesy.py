@@ -83,7 +83,12 @@ def test_a_brief_one_makes_up_for_long_ones(processor):
     for _ in range(3):
         processor.offer(5 * MS)
         processor.time += processor.kept_for
-    assert processor.offer(1000)
+    assert processor.offer(1000)  # 8 times the shortest would have been next
+    assert processor.offer(5 * MS)
+    assert processor.kept_for == 4 * SHORTEST
+    processor.time += processor.kept_for
+    for _ in range(20):
+        assert processor.offer(1000)
     assert processor.offer(5 * MS)
     assert processor.kept_for == SHORTEST
 
@@ -95,7 +100,7 @@ int counted(void) { return count; }
 """
 
 PYTHON_COUNT = """
-import ctypes, sys
+import ctypes, sys, time
 import numpy as np
 from llmcore.native.abi import native_kernel
 from llmcore.native.pool import WorkerPool
@@ -104,13 +109,13 @@ from llmcore.native.pool import WorkerPool
 def nothing(operands, thread, threads):
     pass
 
-rows = int(sys.argv[2])
+rows, threads = map(int, sys.argv[2:])
 claims, operands, table = (np.zeros((rows, words), np.int64) for words in (8, 1, 2))
-for row in range(rows):
-    operands[row] = claims[row].ctypes.data
-    table[row] = nothing(), operands[row].ctypes.data
-with WorkerPool(1) as pool:
+operands[:, 0] = claims.ctypes.data + 64 * np.arange(rows)
+table[:, 0], table[:, 1] = nothing(), operands.ctypes.data + 8 * np.arange(rows)
+with WorkerPool(threads) as pool:
     pool.run(table)
+    time.sleep(0.2 * (threads > 1))  # workers spin for less before they sleep
 print(ctypes.CDLL(sys.argv[1]).counted())
 """
 
@@ -127,10 +132,22 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "count.so"
 
 
-@pytest.mark.parametrize(("rows", "offers"), [(1, 1), (OFFER_ROWS, 1), (3 * OFFER_ROWS + 1, 4)])
-def test_programs_offer_every_few_rows(counter, rows, offers):
-    command = [sys.executable, "-c", PYTHON_COUNT, str(counter), str(rows)]
-    environment = {**os.environ, "LD_PRELOAD": str(counter)}
+def counted(counter: Path, rows: int, threads: int) -> int:
+    """Offers in a process that runs a program of so many rows."""
+    command = [sys.executable, "-c", PYTHON_COUNT, str(counter), str(rows), str(threads)]
+    environment = {**os.environ, "LD_PRELOAD": str(counter), "OPENBLAS_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert found.returncode == 0, found.stderr
-    assert int(found.stdout) == offers
+    return int(found.stdout)
+
+
+@pytest.mark.parametrize(("rows", "offers"), [(1, 1), (OFFER_ROWS, 1), (3 * OFFER_ROWS + 1, 4)])
+def test_programs_offer_every_few_rows(counter, rows, offers):
+    assert counted(counter, rows, threads=1) == offers
+
+
+def test_every_thread_offers(counter):
+    """The caller does, and the other one too, which waits for the next run when this one has ended."""
+    idle = counted(counter, 1, threads=2) - 1
+    assert idle > 1
+    assert counted(counter, 1000 * OFFER_ROWS, threads=2) >= 1000 + idle // 2
