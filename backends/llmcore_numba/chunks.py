@@ -1,42 +1,37 @@
-"""How the strips of a weight are cut into chunks, and which chunk a thread takes next.
+"""How the work of an op is divided: into runs, each of which one thread reads from its beginning to its end.
 
-Chunks are of ``some`` strips, but for those at the end, which are of one: so threads come to the end together. A
-*cut* is ``(some, long, across)``: so many chunks are long, of so many in all.
+Memory is read fastest in order, and each thread by itself: the processor asks ahead for what lies behind what was read,
+and begins anew wherever a thread goes on elsewhere. So the *units* of an op, strips of weights in the order of memory,
+are divided into as many *regions* as there are threads, and a thread that has come to the end of its own goes on with
+what is left of the next one's. From a region it takes a run: half of what is left of it, then half of that, and so on.
+Long runs are read undisturbed, and short ones at the end let the threads come to it together: guided self-scheduling
+(Polychronopoulos and Kuck 1987), for every region. Nothing is lost where a thread is late, or never comes.
 """
 
 from __future__ import annotations
 
-from llmcore.native.abi import inlined
+from llmcore.native.abi import fetch_add, inlined, load_i64
 
-EACH = 3  # chunks that there should be for each thread
-
-
-@inlined
-def cut_up(strips, some, threads):
-    """The cut of ``strips``, with a chunk's worth of single ones for each thread at the end."""
-    long = max(0, strips - (some * threads if some > 1 else 0)) // some
-    return some, long, long + strips - long * some
+REGIONS = 6  # at most: the kernel's own counters, but for the first
+COUNTER = 16  # where the first one's is, in bytes from the row's counters
 
 
 @inlined
-def strips_before(cut, chunk):
-    """Strips before the first one of a chunk: of all of them for the chunk behind the last."""
-    some, long, _ = cut
-    return min(chunk, long) * some + max(0, chunk - long)
+def next_run(operands, thread, threads, units, past):
+    """Claims a run: ``(first, behind the last, past)``; it is empty when nothing is left.
 
-
-@inlined
-def claims_early(chunks, threads):
-    """Whether a thread claims its next chunk before it begins with one, so that it can ask for the weights of both.
-
-    Memory is then read while products are summed. But nobody should go without.
+    ``past`` is how many regions this thread has seen the end of: what the last call gave, 0 for the first.
     """
-    return chunks >= EACH * threads
-
-
-@inlined
-def next_strip(cut, strip, last, following, chunks):
-    """The strip that a thread comes to after ``strip``, of a chunk that ends before ``last``; -1 for none."""
-    if strip + 1 < last:
-        return strip + 1
-    return strips_before(cut, following % cut[2]) if following < chunks else -1
+    regions = max(1, min(threads, REGIONS))
+    parts = 2 * ((threads + regions - 1) // regions)  # a run is such a part of what is left
+    while past < regions:
+        region = (thread + past) % regions
+        first, end = units * region // regions, units * (region + 1) // regions
+        runs = fetch_add(load_i64(operands) + COUNTER + region * 8, 1)
+        while runs > 0 and first < end:
+            first += (end - first + parts - 1) // parts
+            runs -= 1
+        if first < end:
+            return first, first + (end - first + parts - 1) // parts, past
+        past += 1
+    return 0, 0, past

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmcore.native.abi import (
-    claim,
     dim,
     fetch_add,
     inlined,
@@ -22,6 +21,7 @@ from llmcore.native.abi import (
 )
 from llmcore.native.vector import LANES, load
 from llmcore_numba.best import best_of_chunks, clear, note_best
+from llmcore_numba.chunks import next_run
 from llmcore_numba.elementwise import gated
 from llmcore_numba.float_arithmetic import ARITHMETIC, FACTOR
 from llmcore_numba.float_packing import ROWS, VECTORS
@@ -31,12 +31,12 @@ from llmcore_numba.inputs import ALONE, kernels_of
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import names_of
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
-from llmcore_numba.weights import store_up_to
+from llmcore_numba.weights import load_up_to, store_up_to
 
 TOKENS, FEW, TOGETHER = SHAPE  # TOGETHER: vectors
 TOKEN_CHUNK = 120  # tokens at most that share a strip of weights
 PANEL = 1024  # columns (pairs) of a strip at most: it stays in the second cache
-SHORTEST, LONGEST, CHUNKS = 1 << 14, 1 << 16, 6  # bytes of weights in a chunk where tokens are few; how many of them
+SLOT_BYTES = 1 << 16  # of a classifier's weights, of which the largest result has a slot
 
 
 class Kind(NamedTuple):
@@ -116,6 +116,12 @@ def block_bytes(kind, factors):
 
 
 @inlined
+def strips_of(outer):
+    """Strips that ``outer`` rows are in; the last may be shorter."""
+    return (outer + STRIP * ROWS - 1) // (STRIP * ROWS)
+
+
+@inlined
 def vectors_left(outer, block):
     """Vectors of a strip that begins with ``block``: those with rows, and no more than it holds."""
     return min(STRIP * VECTORS, (outer - block * ROWS + LANES - 1) // LANES)
@@ -143,15 +149,6 @@ def tokens_per_chunk(tokens):
 
 
 @inlined
-def blocks_per_chunk(tokens, blocks, nbytes):
-    """Blocks in a chunk, whole strips: long runs where memory takes the time, but some for each thread."""
-    if tokens > TOKENS:
-        return STRIP
-    wanted = min(LONGEST, max(SHORTEST, blocks * nbytes // CHUNKS)) // nbytes
-    return max(1, wanted // STRIP) * STRIP
-
-
-@inlined
 def multiply_strip(kind, tokens, begin, end, block, weight, bias, residual, y, inner, outer, out):
     """Rows from ``block`` on of ``y = residual + x @ weight.T + bias``, a strip, for tokens ``begin`` … ``end`` - 1."""
     factors = factors_of(kind, inner)
@@ -164,78 +161,93 @@ def multiply_strip(kind, tokens, begin, end, block, weight, bias, residual, y, i
 
 
 @inlined
-def multiply(kind, tokens_of, operands, thread, weight, bias, residual, y, rows, inner, outer):
+def multiply(kind, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias``; ``bias`` and ``residual`` may be 0, ``y`` may be ``residual``."""
-    out, stride, blocks = (
-        scratch(operands, thread),
-        block_bytes(kind, factors_of(kind, inner)),
-        (outer + ROWS - 1) // ROWS,
-    )
-    some, together = blocks_per_chunk(rows, blocks, stride), tokens_per_chunk(rows)
-    across = (blocks + some - 1) // some
-    chunks, chunk = across * ((rows + together - 1) // together), claim(operands)
-    tokens = tokens_of(operands, thread) if chunk < chunks else 0
-    while chunk < chunks:
-        first, begin = chunk % across * some, chunk // across * together
-        end = min(begin + together, rows)
-        for block in range(first, min(first + some, blocks), STRIP):
+    out, strips, together = scratch(operands, thread), strips_of(outer), tokens_per_chunk(rows)
+    units = strips * ((rows + together - 1) // together)
+    first, last, past = next_run(operands, thread, threads, units, 0)
+    tokens = tokens_of(operands, thread) if first < last else 0
+    while first < last:
+        for unit in range(first, last):
+            begin = unit // strips * together
+            end, block = min(begin + together, rows), unit % strips * STRIP
             multiply_strip(kind, tokens, begin, end, block, weight, bias, residual, y, inner, outer, out)
-        chunk = claim(operands)
+        first, last, past = next_run(operands, thread, threads, units, past)
 
 
-def _linear(operands, thread, _threads):
+def _linear(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     weight, bias, y = tensor(operands, WEIGHT), tensor(operands, BIAS), tensor(operands, Y)
-    multiply(KIND, tokens_of, operands, thread, weight, bias, 0, y, rows, inner, outer)
+    multiply(KIND, tokens_of, operands, thread, threads, weight, bias, 0, y, rows, inner, outer)
 
 
-def _linear_add(operands, thread, _threads):
+def _linear_add(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     weight, bias, y = tensor(operands, WEIGHT), tensor(operands, BIAS), tensor(operands, Y)
     residual = tensor(operands, RESIDUAL)
-    multiply(KIND, tokens_of, operands, thread, weight, bias, residual, y, rows, inner, outer)
+    multiply(KIND, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer)
 
 
-def _gate_up_swiglu(operands, thread, _threads):
+def _gate_up_swiglu(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, F)
     gate, up, y = tensor(operands, GATE), tensor(operands, UP), tensor(operands, Y)
     factors, gates = factors_of(KIND, inner), scratch(operands, thread)
-    ups = gates + TOKEN_CHUNK * WIDTH
-    stride, blocks = block_bytes(KIND, factors), (outer + ROWS - 1) // ROWS
-    some, together = blocks_per_chunk(rows, blocks, 2 * stride), tokens_per_chunk(rows)
-    across = (blocks + some - 1) // some
-    chunks, chunk = across * ((rows + together - 1) // together), claim(operands)
-    x = tokens_of(operands, thread) if chunk < chunks else 0
-    while chunk < chunks:
-        first, begin = chunk % across * some, chunk // across * together
-        count = min(together, rows - begin)
-        for block in range(first, min(first + some, blocks), STRIP):
-            here, left = x + begin * factors * FACTOR, vectors_left(outer, block)
+    ups, stride = gates + TOKEN_CHUNK * WIDTH, block_bytes(KIND, factors)
+    strips, together = strips_of(outer), tokens_per_chunk(rows)
+    units = strips * ((rows + together - 1) // together)
+    first, last, past = next_run(operands, thread, threads, units, 0)
+    x = tokens_of(operands, thread) if first < last else 0
+    while first < last:
+        for unit in range(first, last):
+            block, begin = unit % strips * STRIP, unit // strips * together
+            count, here, left = min(together, rows - begin), x + begin * factors * FACTOR, vectors_left(outer, block)
             strip(KIND, gate + block * stride, stride, left, here, count, factors, gates)
             strip(KIND, up + block * stride, stride, left, here, count, factors, ups)
             for token in range(count):
                 for i in range(left):
                     sums, row = token * WIDTH + i * SUMS, block * ROWS + i * LANES
-                    at = ((begin + token) * outer + row) * 4
-                    store_up_to(y + at, gated(load(gates + sums), load(ups + sums)), min(LANES, outer - row))
-        chunk = claim(operands)
+                    at = y + ((begin + token) * outer + row) * 4
+                    store_up_to(at, gated(load(gates + sums), load(ups + sums)), min(LANES, outer - row))
+        first, last, past = next_run(operands, thread, threads, units, past)
 
 
-def _classifier_argmax(operands, thread, _threads):
+def _gate_up_swiglu_alone(operands, thread, threads):
+    """For one token: of each run all rows of ``gate``, which wait in ``y``, and then all of ``up``."""
+    inner, outer, ups = dim(operands, K), dim(operands, F), scratch(operands, thread)
+    gate, up, y = tensor(operands, GATE), tensor(operands, UP), tensor(operands, Y)
+    factors, strips = factors_of(KIND, inner), strips_of(outer) * dim(operands, M)
+    stride = block_bytes(KIND, factors)
+    first, last, past = next_run(operands, thread, threads, strips, 0)
+    x = tokens_of(operands, thread) if first < last else 0
+    while first < last:
+        for index in range(first, last):
+            multiply_strip(KIND, x, 0, 1, index * STRIP, gate, 0, 0, y, inner, outer, ups)
+        for index in range(first, last):
+            block = index * STRIP
+            left = vectors_left(outer, block)
+            strip(KIND, up + block * stride, stride, left, x, 1, factors, ups)
+            for i in range(left):
+                row = block * ROWS + i * LANES
+                count, at = min(LANES, outer - row), y + row * 4
+                store_up_to(at, gated(load_up_to(at, count), load(ups + i * SUMS)), count)
+        first, last, past = next_run(operands, thread, threads, strips, past)
+
+
+def _classifier_argmax(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
     weight, out, slots = tensor(operands, WEIGHT), scratch(operands, thread), scratch(operands, 0) + SHARED
-    factors, blocks = factors_of(KIND, inner), (outer + ROWS - 1) // ROWS
+    factors, strips = factors_of(KIND, inner), strips_of(outer)
     stride, most_chunks = block_bytes(KIND, factors), max(1, SHARED_BYTES // (8 * max(1, rows)))
-    fitting = ((blocks + most_chunks - 1) // most_chunks + STRIP - 1) // STRIP * STRIP  # so many that the slots fit
-    some = max(blocks_per_chunk(1, blocks, stride), fitting)
-    chunks = (blocks + some - 1) // some if rows else 0
-    chunk = claim(operands)
-    x = tokens_of(operands, thread) if chunk < chunks else 0
-    while chunk < chunks:
+    some = max(SLOT_BYTES // (STRIP * stride), (strips + most_chunks - 1) // most_chunks, 1)  # so that the slots fit
+    chunks = (strips + some - 1) // some if rows else 0
+    chunk, end, past = next_run(operands, thread, threads, chunks, 0)
+    x = tokens_of(operands, thread) if chunk < end else 0
+    while chunk < end:
         mine = slots + chunk * rows * 8
         for token in range(rows):
-            clear(mine + token * 8, chunk * some * ROWS)
-        for block in range(chunk * some, min((chunk + 1) * some, blocks), STRIP):
+            clear(mine + token * 8, chunk * some * STRIP * ROWS)
+        for index in range(chunk * some, min((chunk + 1) * some, strips)):
+            block = index * STRIP
             for begin in range(0, rows, TOKEN_CHUNK):
                 count = min(TOKEN_CHUNK, rows - begin)
                 here, left = x + begin * factors * FACTOR, vectors_left(outer, block)
@@ -246,11 +258,13 @@ def _classifier_argmax(operands, thread, _threads):
                         note_best(sums, row, min(LANES, outer - row), mine + (begin + token) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
-        chunk = claim(operands)
+        chunk += 1
+        if chunk == end:
+            chunk, end, past = next_run(operands, thread, threads, chunks, past)
 
 
 linear = kernels_of("linear", _linear, parts_for)
 linear_add = kernels_of("linear_add", _linear_add, parts_for)
-gate_up_swiglu = kernels_of("gate_up_swiglu", _gate_up_swiglu, parts_for)
-rms_norm_gate_up_swiglu = kernels_of("rms_norm_gate_up_swiglu", _gate_up_swiglu, parts_for)
+gate_up_swiglu = kernels_of("gate_up_swiglu", _gate_up_swiglu, parts_for, _gate_up_swiglu_alone)
+rms_norm_gate_up_swiglu = kernels_of("rms_norm_gate_up_swiglu", _gate_up_swiglu, parts_for, _gate_up_swiglu_alone)
 classifier_argmax = kernels_of("classifier_argmax", _classifier_argmax, parts_for)

@@ -7,7 +7,6 @@ from llmcore_numba.float_linear import (
     KIND,
     TOKEN_CHUNK,
     block_bytes,
-    blocks_per_chunk,
     factors_of,
     multiply_strip,
     parts_for,
@@ -21,11 +20,6 @@ def _strip_bytes(inner):
     return STRIP * block_bytes(KIND, factors_of(KIND, inner))
 
 
-@inlined
-def _strips_per_chunk(tokens, strips, nbytes, _threads):
-    return blocks_per_chunk(tokens, strips * STRIP, nbytes // STRIP) // STRIP
-
-
 def _multiply(tokens, begin, end, at, weight, bias, y, inner, outer, _following, out):
     multiply_strip(KIND, tokens, begin, end, at // ROWS, weight, bias, 0, y, inner, outer, out)
 
@@ -34,7 +28,7 @@ def _multiplier(op: str, name: str, *, alone: bool) -> Multiplier:
     parts = parts_for(op, name, alone=alone)
     strip_bytes = inlined(specialised(_strip_bytes, f"strip_bytes_{name}", **parts))
     multiply = inlined(specialised(_multiply, f"multiply_{name}", **parts))
-    return Multiplier(STRIP * ROWS, TOKEN_CHUNK, strip_bytes, _strips_per_chunk, multiply, parts["tokens_of"])
+    return Multiplier(STRIP * ROWS, TOKEN_CHUNK, strip_bytes, multiply, parts["tokens_of"])
 
 
 project, alone = project_by(_multiplier), alone_by(_multiplier)

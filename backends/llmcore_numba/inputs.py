@@ -78,15 +78,18 @@ def part(template: Callable[..., Any], op: str, constants: dict[str, Any]) -> Ca
 input_of, prepared = inlined(_as_they_are), inlined(_at_the_beginning)  # each op has its own
 
 
-def kernels_of(op: str, template: Any, parts_for: Callable[..., dict[str, Any]]) -> Family:
-    """Kernels of ``op``, ``int4_min`` and for one token ``int4_min_alone``, made of one template.
+def kernels_of(op: str, template: Any, parts_for: Callable[..., dict[str, Any]], template_alone: Any = None) -> Family:
+    """Kernels of ``op``, ``int4_min`` and for one token ``int4_min_alone``, made of one template, or one of each kind.
 
     Args:
         template: ``f(operands, thread, threads)`` over the global names that ``parts_for(op, name, alone=…)`` gives.
+        template_alone: the one for one token, if that is another.
     """
 
     def make(name: str) -> NativeFunction:
-        parts = parts_for(op, name.removesuffix(ALONE), alone=name.endswith(ALONE))
-        return native_kernel(specialised(template, f"{op}_{name}", **parts))
+        alone = name.endswith(ALONE)
+        parts = parts_for(op, name.removesuffix(ALONE), alone=alone)
+        body = template_alone if alone and template_alone else template
+        return native_kernel(specialised(body, f"{op}_{name}", **parts))
 
     return Family(make)

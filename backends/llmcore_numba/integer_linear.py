@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from llmcore.native.abi import (
-    claim,
     dim,
     fetch_add,
     inlined,
@@ -21,7 +20,7 @@ from llmcore.native.abi import (
 from llmcore.native.machine import machine
 from llmcore.native.vector import load, store, zeros
 from llmcore_numba.best import best_of_chunks, clear, note_best
-from llmcore_numba.chunks import EACH, claims_early, cut_up, next_strip, strips_before
+from llmcore_numba.chunks import next_run
 from llmcore_numba.elementwise import gated
 from llmcore_numba.inputs import kernels_of
 from llmcore_numba.integer import LINE, integer_tile, outlier_tile
@@ -32,7 +31,7 @@ from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, RECORD, ROWS
 from llmcore_numba.quantize import list_head, panel_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.tokens import tokens_for
-from llmcore_numba.weights import store_up_to
+from llmcore_numba.weights import load_up_to, store_up_to
 
 TOKENS, BLOCKS = large_tile()
 FEW = 4  # tokens of the small tile
@@ -43,7 +42,7 @@ Measured: Zen 3 reads a quarter faster with it. Zen 4, for which AVX512 has to s
 """
 TOKEN_CHUNK = 128
 STRIP = 2 * ROWS
-SHORTEST, LONGEST = 1 << 14, 1 << 16  # bytes of weights in a chunk, where there are few tokens
+SLOT_BYTES = 1 << 16  # of a classifier's weights, of which the largest result has a slot
 
 PACKING = PACKINGS["Q8_0"]  # each kernel has its own, with its tiles
 NBYTES = PACKING.nbytes
@@ -138,16 +137,6 @@ def asked_for(following, nbytes, groups, token, begin, end):
 
 
 @inlined
-def strips_per_chunk(tokens, strips, strip_bytes, threads):
-    """Strips in a chunk.
-
-    With few tokens memory takes the time, and it is read fastest in long runs; but each thread should have some.
-    """
-    wanted = min(LONGEST, max(SHORTEST, strips * strip_bytes // (EACH * threads)))
-    return max(1, wanted * TOKENS // max(TOKENS, tokens) // strip_bytes)
-
-
-@inlined
 def token_chunks(tokens):
     """In how many parts tokens are multiplied with a strip."""
     return (tokens + TOKEN_CHUNK - 1) // TOKEN_CHUNK
@@ -176,22 +165,16 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
 def multiply(strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized tokens; ``bias`` and ``residual`` may be 0."""
     out, strips, strip_bytes = scratch(operands, thread), (outer + STRIP - 1) // STRIP, 2 * (inner // COLUMNS) * nbytes
-    cut = cut_up(strips, strips_per_chunk(rows, strips, strip_bytes, threads), threads)
-    across = cut[2]
-    chunks, chunk = across * token_chunks(rows), claim(operands)
-    early = claims_early(chunks, threads)
-    tokens = tokens_of(operands, thread) if chunk < chunks else 0
-    while chunk < chunks:
-        following = claim(operands) if early else chunks
-        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
-        begin = chunk // across * TOKEN_CHUNK
-        end = min(begin + TOKEN_CHUNK, rows)
-        for index in range(first, last):
-            then = next_strip(cut, index, last, following, chunks)
-            then = weight + then * strip_bytes if then >= 0 else 0
-            at = index * STRIP
-            multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual, y, inner, outer, then, out)
-        chunk = following if early else claim(operands)
+    units = strips * token_chunks(rows)
+    unit, end, past = next_run(operands, thread, threads, units, 0)
+    tokens = tokens_of(operands, thread) if unit < end else 0
+    while unit < end:
+        at, begin = unit % strips * STRIP, unit // strips * TOKEN_CHUNK
+        unit += 1
+        if unit == end:
+            unit, end, past = next_run(operands, thread, threads, units, past)
+        then, stop = weight + unit % strips * strip_bytes if unit < end else 0, min(begin + TOKEN_CHUNK, rows)
+        multiply_strip(strip, nbytes, tokens, begin, stop, at, weight, bias, residual, y, inner, outer, then, out)
 
 
 def _linear(operands, thread, threads):
@@ -211,26 +194,44 @@ def _gate_up_swiglu(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, F)
     y, out = tensor(operands, Y), scratch(operands, thread)
     gate, to_up, groups = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE), inner // COLUMNS
-    row_bytes, strips = groups * NBYTES, (outer + ROWS - 1) // ROWS
-    cut = cut_up(strips, strips_per_chunk(rows, strips, 2 * row_bytes, threads), threads)
-    across = cut[2]
-    chunks, chunk = across * token_chunks(rows), claim(operands)
-    early = claims_early(chunks, threads)
-    tokens = tokens_of(operands, thread) if chunk < chunks else 0
-    while chunk < chunks:
-        following = claim(operands) if early else chunks
-        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
-        begin = chunk // across * TOKEN_CHUNK
-        end = min(begin + TOKEN_CHUNK, rows)
-        for block in range(first, last):
-            count, then = min(ROWS, outer - block * ROWS), next_strip(cut, block, last, following, chunks)
-            for token in range(begin, end, TOKENS):
-                ask, lines = asked_for(gate + then * row_bytes if then >= 0 else 0, NBYTES, groups, token, begin, end)
-                strip(gate + block * row_bytes, to_up, groups, tokens, token, end, ask, lines, out)
-                for i in range(min(TOKENS, end - token)):
-                    place = y + ((token + i) * outer + block * ROWS) * 4
-                    store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
-        chunk = following if early else claim(operands)
+    row_bytes, blocks = groups * NBYTES, (outer + ROWS - 1) // ROWS
+    units = blocks * token_chunks(rows)
+    unit, end, past = next_run(operands, thread, threads, units, 0)
+    tokens = tokens_of(operands, thread) if unit < end else 0
+    while unit < end:
+        block, begin = unit % blocks, unit // blocks * TOKEN_CHUNK
+        unit += 1
+        if unit == end:
+            unit, end, past = next_run(operands, thread, threads, units, past)
+        then, stop = gate + unit % blocks * row_bytes if unit < end else 0, min(begin + TOKEN_CHUNK, rows)
+        count = min(ROWS, outer - block * ROWS)
+        for token in range(begin, stop, TOKENS):
+            ask, lines = asked_for(then, NBYTES, groups, token, begin, stop)
+            strip(gate + block * row_bytes, to_up, groups, tokens, token, stop, ask, lines, out)
+            for i in range(min(TOKENS, stop - token)):
+                place = y + ((token + i) * outer + block * ROWS) * 4
+                store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
+
+
+def _gate_up_swiglu_alone(operands, thread, threads):
+    """For one token: of each run all rows of ``gate``, which wait in ``y``, and then all of ``up``."""
+    inner, outer, out = dim(operands, K), dim(operands, F) * dim(operands, M), scratch(operands, thread)
+    gate, up, y, groups = tensor(operands, GATE), tensor(operands, UP), tensor(operands, Y), inner // COLUMNS
+    strips, strip_bytes = (outer + STRIP - 1) // STRIP, 2 * groups * NBYTES
+    first, last, past = next_run(operands, thread, threads, strips, 0)
+    tokens = tokens_of(operands, thread) if first < last else 0
+    while first < last:
+        for index in range(first, last):
+            multiply_strip(strip, NBYTES, tokens, 0, 1, index * STRIP, gate, 0, 0, y, inner, outer, 0, out)
+        for index in range(first, last):
+            at = index * STRIP
+            lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
+            strip(up + index * strip_bytes, groups * NBYTES if upper > 0 else 0, groups, tokens, 0, 1, 0, 0, out)
+            store_up_to(y + at * 4, gated(load_up_to(y + at * 4, lower), load(out)), lower)
+            if upper > 0:
+                place = y + (at + ROWS) * 4
+                store_up_to(place, gated(load_up_to(place, upper), load(out + 64)), upper)
+        first, last, past = next_run(operands, thread, threads, strips, past)
 
 
 def _classifier_argmax(operands, thread, threads):
@@ -240,37 +241,33 @@ def _classifier_argmax(operands, thread, threads):
     row_bytes, strips = groups * NBYTES, (outer + STRIP - 1) // STRIP
     slots = scratch(operands, 0) + SHARED
     most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))  # so many that the slots fit
-    some = max(strips_per_chunk(1, strips, 2 * row_bytes, threads), (strips + most_chunks - 1) // most_chunks)
-    cut = cut_up(strips, some, threads)
-    while cut[2] > most_chunks:
-        some += 1
-        cut = cut_up(strips, some, 0)
-    chunks = cut[2] if rows else 0
-    chunk, early = claim(operands), claims_early(chunks, threads)
-    tokens = tokens_of(operands, thread) if chunk < chunks else 0
-    while chunk < chunks:
-        following = claim(operands) if early else chunks
-        mine, first, last = slots + chunk * rows * 8, strips_before(cut, chunk), strips_before(cut, chunk + 1)
+    some = max(SLOT_BYTES // (2 * row_bytes), (strips + most_chunks - 1) // most_chunks, 1)
+    chunks = (strips + some - 1) // some if rows else 0
+    chunk, end, past = next_run(operands, thread, threads, chunks, 0)
+    tokens = tokens_of(operands, thread) if chunk < end else 0
+    while chunk < end:
+        mine, first, last = slots + chunk * rows * 8, chunk * some, min((chunk + 1) * some, strips)
+        chunk += 1
+        if chunk == end:
+            chunk, end, past = next_run(operands, thread, threads, chunks, past)
         for token in range(rows):
             clear(mine + token * 8, first * STRIP)
         for index in range(first, last):
-            at, then = index * STRIP, next_strip(cut, index, last, following, chunks)
+            at, then = index * STRIP, index + 1 if index + 1 < last else chunk * some
+            ahead = weight + then * 2 * row_bytes if index + 1 < last or chunk < end else 0
             lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
             to_next = row_bytes if upper > 0 else 0
             for token in range(0, rows, TOKENS):
-                ask, lines = asked_for(
-                    weight + then * 2 * row_bytes if then >= 0 else 0, NBYTES, groups, token, 0, rows
-                )
+                ask, lines = asked_for(ahead, NBYTES, groups, token, 0, rows)
                 strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ask, lines, out)
                 for i in range(min(TOKENS, rows - token)):
                     note_best(out + i * 128, at, lower + max(0, upper), mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
-        chunk = following if early else claim(operands)
 
 
 linear = kernels_of("linear", _linear, parts_for)
 linear_add = kernels_of("linear_add", _linear_add, parts_for)
-gate_up_swiglu = kernels_of("gate_up_swiglu", _gate_up_swiglu, parts_for)
-rms_norm_gate_up_swiglu = kernels_of("rms_norm_gate_up_swiglu", _gate_up_swiglu, parts_for)
+gate_up_swiglu = kernels_of("gate_up_swiglu", _gate_up_swiglu, parts_for, _gate_up_swiglu_alone)
+rms_norm_gate_up_swiglu = kernels_of("rms_norm_gate_up_swiglu", _gate_up_swiglu, parts_for, _gate_up_swiglu_alone)
 classifier_argmax = kernels_of("classifier_argmax", _classifier_argmax, parts_for)

@@ -10,7 +10,6 @@ from llmcore_numba.integer_linear import (
     multiply_strip,
     parts_for,
     strip,
-    strips_per_chunk,
 )
 from llmcore_numba.packing import COLUMNS
 from llmcore_numba.qkv import Multiplier, alone_by, project_by
@@ -28,7 +27,7 @@ def _multiplier(op: str, name: str, *, alone: bool) -> Multiplier:
     parts = parts_for(op, name, alone=alone)
     strip_bytes = inlined(specialised(_strip_bytes, f"strip_bytes_{name}", **parts))
     multiply = inlined(specialised(_multiply, f"multiply_{name}", **parts))
-    return Multiplier(STRIP, TOKEN_CHUNK, strip_bytes, strips_per_chunk, multiply, parts["tokens_of"])
+    return Multiplier(STRIP, TOKEN_CHUNK, strip_bytes, multiply, parts["tokens_of"])
 
 
 project, alone = project_by(_multiplier), alone_by(_multiplier)

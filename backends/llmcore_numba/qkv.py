@@ -24,7 +24,7 @@ from llmcore.native.abi import (
     specialised,
     tensor,
 )
-from llmcore_numba.chunks import claims_early, cut_up, next_strip, strips_before
+from llmcore_numba.chunks import next_run
 from llmcore_numba.family import Family
 from llmcore_numba.kv_pages import PerKVType
 from llmcore_numba.kv_write import tokens_per_chunk, write_head, write_token
@@ -44,7 +44,6 @@ class Multiplier(NamedTuple):
         rows: of a strip.
         tokens: that share a strip while it is in the cache.
         strip_bytes: ``f(inner)``.
-        strips_per_chunk: ``f(tokens, strips, strip_bytes, threads)``.
         multiply: ``f(tokens, begin, end, at, weight, bias, y, inner, outer, following, out)``: rows from ``at`` on, up
             to ``outer``, for tokens ``begin`` … ``end`` - 1; ``following`` is the address of the strip that this thread
             comes to next, or 0, ``out`` scratch memory.
@@ -54,12 +53,11 @@ class Multiplier(NamedTuple):
     rows: int
     tokens: int
     strip_bytes: Callable[..., int]
-    strips_per_chunk: Callable[..., int]
     multiply: Callable[..., None]
     tokens_of: Callable[..., int]
 
 
-BY = Multiplier(1, 1, min, min, min, min)  # each kernel's own
+BY = Multiplier(1, 1, min, min, min)  # each kernel's own
 
 
 def _project(operands, thread, threads):
@@ -68,30 +66,30 @@ def _project(operands, thread, threads):
     first_k = (wide + height - 1) // height
     first_v = first_k + (narrow + height - 1) // height
     strips = 2 * first_v - first_k
-    cut = cut_up(strips, BY.strips_per_chunk(rows, strips, BY.strip_bytes(inner), threads), threads)
-    across = cut[2]
-    chunks = across * ((rows + BY.tokens - 1) // BY.tokens)
-    tokens, chunk, early = BY.tokens_of(operands, thread), claim(operands), claims_early(chunks, threads)
-    while chunk < chunks:
-        following = claim(operands) if early else chunks
-        first, last = strips_before(cut, chunk % across), strips_before(cut, chunk % across + 1)
-        begin = chunk // across * BY.tokens
-        for index in range(first, last):
-            weight, bias, y, outer, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, Q), wide, index
-            if index >= first_v:
-                weight, bias, y, outer = tensor(operands, WV), tensor(operands, BV), keys + rows * narrow * 4, narrow
-                at = index - first_v
-            elif index >= first_k:
-                weight, bias, y, outer, at = tensor(operands, WK), tensor(operands, BK), keys, narrow, index - first_k
-            then, end = next_strip(cut, index, last, following, chunks), min(begin + BY.tokens, rows)
+    units = strips * ((rows + BY.tokens - 1) // BY.tokens)
+    unit, end, past = next_run(operands, thread, threads, units, 0)
+    tokens = BY.tokens_of(operands, thread) if unit < end else 0
+    while unit < end:
+        index, begin = unit % strips, unit // strips * BY.tokens
+        unit += 1
+        if unit == end:
+            unit, end, past = next_run(operands, thread, threads, units, past)
+        weight, bias, y, outer, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, Q), wide, index
+        if index >= first_v:
+            weight, bias, y, outer = tensor(operands, WV), tensor(operands, BV), keys + rows * narrow * 4, narrow
+            at = index - first_v
+        elif index >= first_k:
+            weight, bias, y, outer, at = tensor(operands, WK), tensor(operands, BK), keys, narrow, index - first_k
+        then = 0
+        if unit < end:
+            then = unit % strips
             if then >= first_v:
                 then = tensor(operands, WV) + (then - first_v) * BY.strip_bytes(inner)
             elif then >= first_k:
                 then = tensor(operands, WK) + (then - first_k) * BY.strip_bytes(inner)
             else:
-                then = tensor(operands, WQ) + then * BY.strip_bytes(inner) if then >= 0 else 0
-            BY.multiply(tokens, begin, end, at * height, weight, bias, y, inner, outer, then, out)
-        chunk = following if early else claim(operands)
+                then = tensor(operands, WQ) + then * BY.strip_bytes(inner)
+        BY.multiply(tokens, begin, min(begin + BY.tokens, rows), at * height, weight, bias, y, inner, outer, then, out)
 
 
 @inlined
@@ -125,15 +123,16 @@ def _turn_and_write(operands, thread, _threads):
         first = claim(operands) * chunk
 
 
-def _alone(operands, thread, _threads):
+def _alone(operands, thread, threads):
     inner, pairs, head_dim = dim(operands, K), dim(operands, F), i64_attr(operands, HEAD_DIM)
     q_heads, kv_heads = dim(operands, D) // head_dim, dim(operands, G) // head_dim
     page_size, interleaved = i64_attr(operands, PAGE_SIZE), i64_attr(operands, INTERLEAVED)
     keys, eps, out = tensor(operands, WORKSPACE), f64_attr(operands, EPS), scratch(operands, thread)
     first_k, first_v = q_heads, q_heads + kv_heads
-    heads, chunk = (first_v + kv_heads) * dim(operands, T), claim(operands)
-    tokens = BY.tokens_of(operands, thread) if chunk < heads else 0
-    while chunk < heads:
+    heads = (first_v + kv_heads) * dim(operands, T)
+    chunk, last, past = next_run(operands, thread, threads, heads, 0)
+    tokens = BY.tokens_of(operands, thread) if chunk < last else 0
+    while chunk < last:
         weight, bias, norm = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, NQ)
         head, y = chunk, tensor(operands, Q)
         if chunk >= first_v:
@@ -153,7 +152,9 @@ def _alone(operands, thread, _threads):
         if chunk >= first_k:
             slot, values = load_i32(tensor(operands, SLOTS)), chunk >= first_v
             write_head(ELEMENTS, x, values, slot, tensor(operands, KV), kv_heads, head, head_dim, page_size, out)
-        chunk = claim(operands)
+        chunk += 1
+        if chunk == last:
+            chunk, last, past = next_run(operands, thread, threads, heads, past)
 
 
 MultiplierFor = Callable[..., Multiplier]

@@ -4,8 +4,8 @@ Every native kernel is ``void kernel(int64 operands, int64 thread, int64 threads
 of any shared library. ``operands`` is the address of an int64 table:
 
 ====================  =========================================================================================
-``[0]``               address of the row's counters, two int64 that are zero when the row begins: chunks of work claimed
-                      so far, and one for the kernel's own use, such as chunks done
+``[0]``               address of the row's counters, eight int64 that are zero when the row begins: chunks of work
+                      claimed so far, and seven for the kernel's own use, such as chunks done
 ``[1]``               address of scratch memory, ``SCRATCH_BYTES`` for every thread
 then                  one address per tensor parameter, in the order of the op's signature; 0 for one that is absent
 then                  one address per dim letter (``OpSpec.dims`` order), of the int64 that holds its value in this step
@@ -24,6 +24,7 @@ it has seen all chunks taken and no thread inside the kernel: with a relaxed cou
 not yet the flag of the thread that made it, and begin to read what that one still writes.
 """
 
+COUNTERS = 8  # of a row
 HEADER = 2  # operands before the first tensor
 SCRATCH_BYTES = 1 << 20  # per thread
 LOOPS = tuple(f"llmcore.native.loop:{name}" for name in ("prepare", "run", "serve", "stop"))  # what runs the rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from numba import types
 
+from llmcore.native import COUNTERS
 from llmcore.native.compiling import inlined, native_function
 from llmcore.native.control import (
     BELL,
@@ -133,8 +134,8 @@ def run(control: int, address: int, rows: int, threads: int) -> int:
     if ready:
         for row in range(rows):
             counters = load_i64(load_i64(address + row * 16 + 8))
-            store_i64(counters, 0)
-            store_i64(counters + 8, 0)
+            for counter in range(COUNTERS):
+                store_i64(counters + counter * 8, 0)
         if threads == 1:
             for row in range(rows):
                 call_kernel(load_i64(address + row * 16), load_i64(address + row * 16 + 8), 0, 1)

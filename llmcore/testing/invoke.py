@@ -57,7 +57,7 @@ class Machine:
             call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(function)
             call(operands.ctypes.data, 0, scratch.threads)
         else:
-            counters = np.zeros(8, np.int64)  # of the row; the kernel's own are zero as they are
+            counters = np.zeros(COUNTERS, np.int64)  # of the row; the kernel's own are zero as they are
             row = np.array([counters.ctypes.data, function, operands.ctypes.data, scratch.STEP], np.int64)
             pool.run(np.array([[loader().address(RENUMBERED), row.ctypes.data]], np.int64))
         scratch.check()
@@ -237,7 +237,7 @@ def _operand_table(
     def address(param: Param) -> int:
         return operands[param.name].address if param.name in operands else 0
 
-    counter = np.zeros(8, np.int64)  # a cache line of its own
+    counter = np.zeros(COUNTERS, np.int64)  # a cache line of its own
     sizes = np.array([dims.get(letter, 0) for letter in spec.dims], np.int64)
     table = [counter.ctypes.data, 0, *map(address, spec.params)]
     table += [sizes.ctypes.data + 8 * index for index in range(len(sizes))]

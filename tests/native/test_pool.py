@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from llmcore.errors import LlmcoreError
+from llmcore.native import COUNTERS
 from llmcore.native.abi import array, claim, dim, fetch_add, native_kernel, scratch, tensor
 from llmcore.native.pool import PoolClosedError, WorkerPool
 
@@ -102,7 +103,7 @@ def test_ten_thousand_runs(threads: int) -> None:
 
 def worker_takes_part(pool: WorkerPool, most: int = 10_000) -> bool:
     """Runs until some row has been seen by two threads, or for ``most`` runs."""
-    word, claims = np.zeros(1, np.int64), np.zeros(2, np.int64)
+    word, claims = np.zeros(1, np.int64), np.zeros(COUNTERS, np.int64)
     operands = np.array([claims.ctypes.data, pool.scratch, word.ctypes.data], np.int64)
     table = np.array([[count(), operands.ctypes.data]] * 1000, np.int64)
     runs = 0
