@@ -1,4 +1,4 @@
-"""Integer tiles: blocks of sixteen rows of packed weights times a few tokens, over all of K.
+"""Integer tiles: a row of blocks, thirty-two rows of packed weights, times a few tokens, over all of K.
 
 Tokens are int8 in groups of 32 with one scale each (:mod:`llmcore_numba.quantize`). Within a group everything is exact
 integer arithmetic (:mod:`llmcore_numba.integer_sums`); across groups each result is summed in float32, group after
@@ -26,32 +26,32 @@ from llmcore_numba.packing import (
     FOR_TOKEN,
     LESS,
     LISTED,
+    QUAD,
     RECORD,
     ROWS,
     SCALE,
     TOTAL,
+    VECTORS,
     Packing,
 )
 
-LINE = 64  # bytes
-OUT_BLOCKS = 2  # of sixteen results, for each token
+LINE = 64  # bytes, of the cache and of a vector
 
 
-def integer_tile(packing: Packing, tokens: int, blocks: int, panel: int, *, asks: bool = True) -> Callable[..., None]:
-    """``tile(weights, to_next, groups, first, ask, lines, out)``: adds to float32 ``out[token, 2 blocks, 16 rows]``.
+def integer_tile(packing: Packing, tokens: int, vectors: int, panel: int, *, asks: bool = True) -> Callable[..., None]:
+    """``tile(weights, groups, first, ask, lines, out)``: adds to float32 ``out[token, 32 rows]``.
 
-    Multiplies ``tokens`` of a panel of ``panel`` quantized tokens with ``blocks`` blocks of rows. ``weights`` is the
-    address of the first row block, ``to_next`` bytes before the next; ``groups`` is K / 32; ``first`` is the panel's
-    address and 4 bytes for each token before the first. If it ``asks``, ``lines`` of memory are asked for on the
-    way, from ``ask`` on, and as many ``to_next`` bytes further on for each other block; for one token, all that lies
-    from ``ask`` on as the weights do.
+    Multiplies ``tokens`` of a panel of ``panel`` quantized tokens with a row of blocks, ``vectors`` times sixteen rows
+    of it at once. ``weights`` is the address of the first block; ``groups`` is K / 32; ``first`` is the panel's
+    address and 4 bytes for each token before the first. If it ``asks``, ``lines`` of memory from ``ask`` on are asked
+    for on the way; for one token, all that lies from ``ask`` on as the weights do.
     """
-    body = _Tile(packing, tokens, blocks, panel, asks)
-    return _function(f"tile_{packing.name}_{tokens}x{blocks}_of_{panel}{'_asking' * asks}", 7, body.emit)
+    body = _Tile(packing, tokens, vectors, panel, asks)
+    return _function(f"tile_{packing.name}_{tokens}x{vectors}_of_{panel}{'_asking' * asks}", 6, body.emit)
 
 
 def outlier_tile(packing: Packing) -> Callable[..., None]:
-    """``tile(weights, to_next, outliers, head, place, count, out)``: adds to ``out[count, 2 blocks, 16 rows]``.
+    """``tile(weights, outliers, head, place, count, out)``: adds to ``out[count, 32 rows]``.
 
     What the outliers of ``count`` tokens, from ``place`` in their panel on, give, and of those up to a multiple of
     ``LISTED``; ``outliers`` is the address of the panel's list, see :mod:`llmcore_numba.packing`, ``head`` what comes
@@ -60,7 +60,7 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
     """
 
     def body(builder: Any, *values: Any) -> None:
-        weights, to_next, outliers, head, place, count, out = values
+        weights, outliers, head, place, count, out = values
 
         def begin(token: Any) -> Any:
             listed = builder.udiv(builder.add(token, WORD(LISTED - 1)), WORD(LISTED))
@@ -69,9 +69,9 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
 
         first = begin(place)
         entries = builder.add(builder.add(outliers, head), builder.mul(first, WORD(ENTRY)))
-        sums = builder.sub(out, builder.mul(place, WORD(64 * OUT_BLOCKS)))
+        sums = builder.sub(out, builder.mul(place, WORD(4 * ROWS)))
         known = cgutils.alloca_once_value(builder, WORD(-1))  # the column that is in ``columns``
-        columns = [cgutils.alloca_once(builder, FLOATS) for _ in range(OUT_BLOCKS)]
+        columns = [cgutils.alloca_once(builder, FLOATS) for _ in range(VECTORS)]
         with cgutils.for_range(builder, builder.sub(begin(builder.add(place, count)), first)) as loop:
             entry = builder.add(entries, builder.mul(loop.index, WORD(ENTRY)))
             which = builder.zext(builder.load(pointer(builder, entry, INT), align=4), WORD)
@@ -79,24 +79,23 @@ def outlier_tile(packing: Packing) -> Callable[..., None]:
             token, column = builder.and_(which, WORD((1 << FOR_TOKEN) - 1)), builder.lshr(which, WORD(FOR_TOKEN))
             with builder.if_then(builder.icmp_unsigned("!=", column, builder.load(known))):
                 start = builder.add(weights, builder.mul(builder.udiv(column, WORD(COLUMNS)), WORD(packing.nbytes)))
-                for block, place_of in enumerate(columns):
-                    at = builder.add(start, builder.mul(to_next, WORD(block)))
-                    found = _column(builder, packing, at, builder.and_(column, WORD(COLUMNS - 1)))
+                for vector, place_of in enumerate(columns):
+                    found = _column(builder, packing, start, vector, builder.and_(column, WORD(COLUMNS - 1)))
                     builder.store(found, place_of)
                 builder.store(column, known)
-            to = builder.add(sums, builder.mul(token, WORD(64 * OUT_BLOCKS)))
-            for block, place_of in enumerate(columns):
-                at = pointer(builder, builder.add(to, WORD(64 * block)), FLOATS)
+            to = builder.add(sums, builder.mul(token, WORD(4 * ROWS)))
+            for vector, place_of in enumerate(columns):
+                at = pointer(builder, builder.add(to, WORD(64 * vector)), FLOATS)
                 value = emit_fma(builder, builder.load(place_of), repeat(builder, x, LANES), builder.load(at, align=4))
                 builder.store(value, at, align=4)
 
-    return _function(f"outliers_{packing.name}", 7, body)
+    return _function(f"outliers_{packing.name}", 6, body)
 
 
-def _column(builder: Any, packing: Packing, start: Any, column: Any) -> Any:
-    """A column of the block at ``start``: float32 of its 16 rows."""
+def _column(builder: Any, packing: Packing, start: Any, vector: int, column: Any) -> Any:
+    """A column of the block at ``start``: float32 of 16 of its rows."""
     quad = builder.lshr(column if packing.bits == 8 else builder.and_(column, WORD(15)), WORD(2))
-    codes = builder.add(builder.add(start, WORD(packing.head)), builder.shl(quad, WORD(6)))
+    codes = builder.add(builder.add(start, WORD(packing.head + 64 * vector)), builder.mul(quad, WORD(QUAD)))
     words = builder.load(pointer(builder, codes, WIDE_INTS), align=1)  # each row's quad
     bit = builder.shl(builder.and_(column, WORD(3)), WORD(3))  # where the code begins in it
     if packing.bits == 4:
@@ -106,10 +105,10 @@ def _column(builder: Any, packing: Packing, start: Any, column: Any) -> Any:
     values = down(builder.shl(words, repeat(builder, up, LANES)), const(WIDE_INTS, 32 - packing.bits))
     if _zero(packing):
         values = builder.sub(values, const(WIDE_INTS, 1 << _zero(packing)))
-    found, scales = builder.sitofp(values, FLOATS), _halves(builder, start)
+    found, scales = builder.sitofp(values, FLOATS), _factors(builder, start, vector)
     if not packing.minima:
         return builder.fmul(found, scales)
-    return emit_fma(builder, found, scales, _halves(builder, builder.add(start, WORD(2 * ROWS))))
+    return emit_fma(builder, found, scales, _factors(builder, builder.add(start, WORD(2 * ROWS)), vector))
 
 
 def _function(name: str, parameters: int, body: Callable[..., None]) -> Callable[..., None]:
@@ -136,30 +135,33 @@ class _Tile:
 
     packing: Packing
     tokens: int
-    blocks: int
+    vectors: int
     panel: int
     asks: bool
 
     def emit(self, builder: Any, *values: Any) -> None:
-        """Writes the loop over groups."""
-        weights, to_next, groups, first, ask, lines, out = values
-        asked = self._asker(builder, groups, ask, lines, to_next)
-        places = [[cgutils.alloca_once(builder, FLOATS) for _ in range(self.blocks)] for _ in range(self.tokens)]
+        """Writes a loop over groups for each ``vectors`` of a block."""
+        for first in range(0, VECTORS, self.vectors):
+            self._loop(builder, range(first, first + self.vectors), values)
+
+    def _loop(self, builder: Any, vectors: range, values: tuple[Any, ...]) -> None:
+        weights, groups, first, ask, lines, out = values
+        asked = self._asker(builder, groups, ask, lines) if self.asks and vectors.start == 0 else None
+        places = [[cgutils.alloca_once(builder, FLOATS) for _ in vectors] for _ in range(self.tokens)]
         for place in itertools.chain(*places):
             builder.store(const(FLOATS, 0), place)
         with cgutils.for_range(builder, groups) as loop:
             start = builder.add(weights, builder.mul(loop.index, WORD(self.packing.nbytes)))
-            starts = [builder.add(start, builder.mul(to_next, WORD(block))) for block in range(self.blocks)]
             record = builder.add(first, builder.mul(loop.index, WORD(RECORD * self.panel)))
-            if self.asks:
+            if asked:
                 asked(loop.index)
-            self._add_scaled(builder, starts, record, self._sums(builder, starts, record), places)
+            self._add_scaled(builder, vectors, start, record, self._sums(builder, vectors, start, record), places)
         for token, row in enumerate(places):
-            for block, place in enumerate(row):
-                at = pointer(builder, builder.add(out, WORD((token * OUT_BLOCKS + block) * 64)), FLOATS)
+            for vector, place in zip(vectors, row, strict=True):
+                at = pointer(builder, builder.add(out, WORD((token * VECTORS + vector) * 64)), FLOATS)
                 builder.store(builder.fadd(builder.load(place), builder.load(at, align=4)), at, align=4)
 
-    def _asker(self, builder: Any, groups: Any, ask: Any, lines: Any, to_next: Any) -> Callable[[Any], None]:
+    def _asker(self, builder: Any, groups: Any, ask: Any, lines: Any) -> Callable[[Any], None]:
         """What asks for memory with each group, whose number it takes."""
         following, left = (cgutils.alloca_once_value(builder, value) for value in (ask, lines))
         share = builder.udiv(builder.add(lines, builder.sub(groups, WORD(1))), groups)
@@ -172,10 +174,8 @@ class _Tile:
         def with_many(_group: Any) -> None:
             here, most = builder.load(following), builder.load(left)
             count = builder.select(builder.icmp_unsigned("<", share, most), share, most)
-            with cgutils.for_range(builder, count) as loop:
-                line = builder.add(here, builder.mul(loop.index, WORD(LINE)))
-                for block in range(self.blocks):  # not into the first cache: what is multiplied needs that
-                    emit_prefetch(builder, builder.add(line, builder.mul(to_next, WORD(block))), near=False)
+            with cgutils.for_range(builder, count) as loop:  # not into the first cache: what is multiplied needs that
+                emit_prefetch(builder, builder.add(here, builder.mul(loop.index, WORD(LINE))), near=False)
             builder.store(builder.add(here, builder.mul(count, WORD(LINE))), following)
             builder.store(builder.sub(most, count), left)
 
@@ -186,23 +186,25 @@ class _Tile:
         at = builder.add(record, WORD(part * self.panel + token * 4))
         return repeat(builder, builder.load(pointer(builder, at, kind), align=4), LANES)
 
-    def _sums(self, builder: Any, starts: list[Any], record: Any) -> Rows:
-        codes = [builder.add(at, WORD(self.packing.head)) for at in starts]
+    def _sums(self, builder: Any, vectors: range, start: Any, record: Any) -> Rows:
+        codes = [builder.add(start, WORD(self.packing.head + 64 * vector)) for vector in vectors]
         corrections = [self._head(builder, record, LESS, token, INT) for token in range(self.tokens)]
         group = Tokens(builder.add(record, WORD(CODES * self.panel)), self.tokens, 4 * self.panel, corrections)
         return group_sums(self.packing.bits)(builder, codes, group, _zero(self.packing))
 
-    def _add_scaled(self, builder: Any, starts: list[Any], record: Any, sums: Rows, places: Any) -> None:
+    def _add_scaled(self, builder: Any, vectors: range, start: Any, record: Any, sums: Rows, places: Any) -> None:
         """Adds a group's sums to those in ``places``."""
-        scales = [_halves(builder, at) for at in starts]
-        minima = [_halves(builder, builder.add(at, WORD(2 * ROWS))) for at in starts] if self.packing.minima else None
+        scales = [_factors(builder, start, vector) for vector in vectors]
+        at, minima = builder.add(start, WORD(2 * ROWS)), None
+        if self.packing.minima:
+            minima = [_factors(builder, at, vector) for vector in vectors]
         for token, row in enumerate(places):
             scale, total = (self._head(builder, record, part, token, FLOAT) for part in (SCALE, TOTAL))
-            for block, place in enumerate(row):
-                value = builder.fmul(builder.sitofp(sums[token][block], FLOATS), scale)
-                value = emit_fma(builder, value, scales[block], builder.load(place))
+            for i, place in enumerate(row):
+                value = builder.fmul(builder.sitofp(sums[token][i], FLOATS), scale)
+                value = emit_fma(builder, value, scales[i], builder.load(place))
                 if minima:
-                    value = emit_fma(builder, minima[block], total, value)
+                    value = emit_fma(builder, minima[i], total, value)
                 builder.store(value, place)
 
 
@@ -211,5 +213,7 @@ def _zero(packing: Packing) -> int:
     return 3 if packing.bits == 4 and not packing.minima else 0
 
 
-def _halves(builder: Any, address: Any) -> Any:
-    return emit_half(builder, emit_load(builder, address, SHORT), lambda element: ir.VectorType(element, LANES))
+def _factors(builder: Any, address: Any, vector: int) -> Any:
+    """Float32 of sixteen of the scales or minima at ``address``."""
+    halves = emit_load(builder, builder.add(address, WORD(2 * LANES * vector)), SHORT)
+    return emit_half(builder, halves, lambda element: ir.VectorType(element, LANES))

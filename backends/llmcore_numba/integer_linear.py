@@ -1,7 +1,7 @@
 """The linear ops on packed integer weights: tokens are quantized (:mod:`llmcore_numba.quantize`), then multiplied.
 
-Weights are taken in strips of two blocks of sixteen rows, or a block of ``gate`` and one of ``up``. Work is claimed in
-chunks of some strips and up to 128 tokens. ``linear.int4`` is the kernel for weights packed in 4 bits.
+A *strip* is a row of blocks: 32 rows of weights. A unit of work is a strip, or one of ``gate`` and one of ``up``, for
+up to 128 tokens. ``linear.int4`` is the kernel for weights packed in 4 bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmcore.native.abi import (
     tensor,
 )
 from llmcore.native.machine import machine
-from llmcore.native.vector import load, store, zeros
+from llmcore.native.vector import LANES, load, store, zeros
 from llmcore_numba.best import best_of_chunks, clear, note_best
 from llmcore_numba.chunks import next_run
 from llmcore_numba.elementwise import gated
@@ -27,13 +27,13 @@ from llmcore_numba.integer import LINE, integer_tile, outlier_tile
 from llmcore_numba.integer_sums import large_tile
 from llmcore_numba.linear import finish
 from llmcore_numba.operands import names_of
-from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, RECORD, ROWS
+from llmcore_numba.packing import COLUMNS, PACKINGS, PANEL, RECORD, ROWS, VECTORS
 from llmcore_numba.quantize import list_head, panel_bytes
 from llmcore_numba.scratch import SHARED, SHARED_BYTES
 from llmcore_numba.tokens import tokens_for
 from llmcore_numba.weights import load_up_to, store_up_to
 
-TOKENS, BLOCKS = large_tile()
+TOKENS, TOGETHER = large_tile()
 FEW = 4  # tokens of the small tile
 AHEAD = 0 if machine().has("avx512f") else 2048
 """Bytes: how far before its use a block is asked for where a single token waits for memory.
@@ -41,14 +41,13 @@ AHEAD = 0 if machine().has("avx512f") else 2048
 Measured: Zen 3 reads a quarter faster with it. Zen 4, for which AVX512 has to stand here, a quarter faster without.
 """
 TOKEN_CHUNK = 128
-STRIP = 2 * ROWS
 SLOT_BYTES = 1 << 16  # of a classifier's weights, of which the largest result has a slot
 
 PACKING = PACKINGS["Q8_0"]  # each kernel has its own, with its tiles
 NBYTES = PACKING.nbytes
-one_token = integer_tile(PACKING, 1, 1, 1, asks=AHEAD > 0)
-few_tokens = integer_tile(PACKING, FEW, BLOCKS, PANEL)
-many_tokens = integer_tile(PACKING, TOKENS, BLOCKS, PANEL)
+one_token = integer_tile(PACKING, 1, VECTORS, 1, asks=AHEAD > 0)
+few_tokens = integer_tile(PACKING, FEW, TOGETHER, PANEL)
+many_tokens = integer_tile(PACKING, TOKENS, TOGETHER, PANEL)
 outliers = outlier_tile(PACKING)
 tokens_of = tokens_for("linear", alone=True)
 
@@ -65,57 +64,51 @@ def parts_for(op: str, name: str, *, alone: bool) -> dict[str, Any]:
     if packing is None:
         raise AttributeError(f"{op} has no kernel for {name}")
     tiles = {
-        "one_token": integer_tile(packing, 1, 1, 1, asks=AHEAD > 0),
+        "one_token": integer_tile(packing, 1, VECTORS, 1, asks=AHEAD > 0),
         "outliers": outlier_tile(packing),
     }
     by_one = inlined(specialised(_strip_for_one, f"strip_{name}_for_one", **tiles))
-    tiles["few_tokens"], tiles["many_tokens"] = (integer_tile(packing, n, BLOCKS, PANEL) for n in (FEW, TOKENS))
+    tiles["few_tokens"], tiles["many_tokens"] = (integer_tile(packing, n, TOGETHER, PANEL) for n in (FEW, TOKENS))
     by_any = inlined(specialised(_strip, f"strip_{name}", **tiles, strip_for_one=by_one))
     parts = {"NBYTES": packing.nbytes, "strip": by_one if alone else by_any, "tokens_of": tokens_for(op, alone=alone)}
     return {**names_of(op), **parts}
 
 
-def _strip_for_one(weights, to_next, groups, tokens, _token, _end, _ask, _lines, out):
+def _strip_for_one(weights, groups, tokens, _token, _end, _ask, _lines, out):
     """:func:`_strip` for a token that comes alone, and has a panel of its own.
 
     Memory takes the time: it is read in order, and the outliers' columns are in the cache afterwards.
     """
-    for i in range(0, 2 * STRIP * 4, 64):
+    extra = out + ROWS * 4
+    for i in range(0, 2 * ROWS * 4, 64):
         store(out + i, zeros())
-    one_token(weights, 0, groups, tokens, weights + AHEAD, 0, out)
-    if to_next:
-        one_token(weights + to_next, 0, groups, tokens, weights + to_next + AHEAD, 0, out + 64)
-    extra = out + STRIP * 4
-    outliers(weights, to_next, tokens + groups * RECORD, list_head(1), 0, 1, extra)
-    store(out, load(out) + load(extra))
-    store(out + 64, load(out + 64) + load(extra + 64))
+    one_token(weights, groups, tokens, weights + AHEAD, 0, out)
+    outliers(weights, tokens + groups * RECORD, list_head(1), 0, 1, extra)
+    for i in range(0, ROWS * 4, 64):
+        store(out + i, load(out + i) + load(extra + i))
 
 
 strip_for_one = inlined(_strip_for_one)
 
 
-def _strip(weights, to_next, groups, tokens, token, end, ask, lines, out):
-    """Two blocks of rows for up to ``TOKENS`` tokens from ``token`` on: ``out[token, 2 blocks, 16 rows]``.
+def _strip(weights, groups, tokens, token, end, ask, lines, out):
+    """The strip at ``weights`` for up to ``TOKENS`` tokens from ``token`` on: ``out[token, 32 rows]``.
 
-    ``to_next`` bytes lie between the blocks; 0 where there is but one, and then ``out`` has anything for the other.
     ``end`` is behind the last token; those behind it in the last panel are computed too. ``ask`` and ``lines``
-    are of the weights that this thread needs next, see :func:`asked_for`; where a strip of one block meets one of two,
-    some are not asked for.
+    are of the weights that this thread needs next, see :func:`asked_for`.
     """
     if end == 1:
-        strip_for_one(weights, to_next, groups, tokens, token, end, ask, lines, out)
+        strip_for_one(weights, groups, tokens, token, end, ask, lines, out)
         return
-    for i in range(0, TOKENS * STRIP * 4, 64):
+    for i in range(0, TOKENS * ROWS * 4, 64):
         store(out + i, zeros())
     place, some = token % PANEL, min(TOKENS, end - token)
     panel = tokens + token // PANEL * panel_bytes(groups * COLUMNS, PANEL)
-    outliers(weights, to_next, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
-    for block in range(0, 2, BLOCKS):
-        here, asked, sums = weights + block * to_next, ask + block * to_next, out + block * 64
-        if some <= FEW:
-            few_tokens(here, to_next, groups, panel + place * 4, asked, lines, sums)
-        else:
-            many_tokens(here, to_next, groups, panel + place * 4, asked, lines, sums)
+    outliers(weights, panel + PANEL * groups * RECORD, list_head(PANEL), place, some, out)
+    if some <= FEW:
+        few_tokens(weights, groups, panel + place * 4, ask, lines, out)
+    else:
+        many_tokens(weights, groups, panel + place * 4, ask, lines, out)
 
 
 strip = inlined(_strip)
@@ -125,8 +118,8 @@ strip = inlined(_strip)
 def asked_for(following, nbytes, groups, token, begin, end):
     """``ask`` and ``lines`` of the tile of tokens from ``token`` on: its share of the strip at ``following``, or none.
 
-    The tiles of a strip, for tokens ``begin`` … ``end`` - 1, have equal shares of each block: memory is read while any
-    of them multiplies.
+    The tiles of a strip, for tokens ``begin`` … ``end`` - 1, have equal shares: memory is read while any of them
+    multiplies.
     """
     if following == 0:
         return 0, 0
@@ -134,6 +127,12 @@ def asked_for(following, nbytes, groups, token, begin, end):
     lines = (groups * nbytes + LINE - 1) // LINE
     first, behind = lines * tile // tiles, lines * (tile + 1) // tiles
     return following + first * LINE, behind - first
+
+
+@inlined
+def strips_of(outer):
+    """Strips that ``outer`` rows are in; what the last one has more of is zero."""
+    return (outer + ROWS - 1) // ROWS
 
 
 @inlined
@@ -148,28 +147,26 @@ def multiply_strip(strip, nbytes, tokens, begin, end, at, weight, bias, residual
 
     The strip at the address ``following`` is asked for, if that is not 0.
     """
-    row_bytes = inner // COLUMNS * nbytes
-    lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
-    here, to_next = weight + at // ROWS * row_bytes, row_bytes if upper > 0 else 0
+    groups = inner // COLUMNS
+    here = weight + at // ROWS * groups * nbytes
     for token in range(begin, end, TOKENS):
-        ask, lines = asked_for(following, nbytes, inner // COLUMNS, token, begin, end)
-        strip(here, to_next, inner // COLUMNS, tokens, token, end, ask, lines, out)
+        ask, lines = asked_for(following, nbytes, groups, token, begin, end)
+        strip(here, groups, tokens, token, end, ask, lines, out)
         for i in range(min(TOKENS, end - token)):
-            place = ((token + i) * outer + at) * 4
-            finish(out + i * 128, bias, residual, y, place, at, lower)
-            if upper > 0:
-                finish(out + i * 128 + 64, bias, residual, y, place + 64, at + ROWS, upper)
+            for row in range(at, min(at + ROWS, outer), LANES):
+                sums, place = out + (i * ROWS + row - at) * 4, ((token + i) * outer + row) * 4
+                finish(sums, bias, residual, y, place, row, min(LANES, outer - row))
 
 
 @inlined
 def multiply(strip, nbytes, tokens_of, operands, thread, threads, weight, bias, residual, y, rows, inner, outer):
     """``y = residual + x @ weight.T + bias`` for quantized tokens; ``bias`` and ``residual`` may be 0."""
-    out, strips, strip_bytes = scratch(operands, thread), (outer + STRIP - 1) // STRIP, 2 * (inner // COLUMNS) * nbytes
+    out, strips, strip_bytes = scratch(operands, thread), strips_of(outer), inner // COLUMNS * nbytes
     units = strips * token_chunks(rows)
     unit, end, past = next_run(operands, thread, threads, units, 0)
     tokens = tokens_of(operands, thread) if unit < end else 0
     while unit < end:
-        at, begin = unit % strips * STRIP, unit // strips * TOKEN_CHUNK
+        at, begin = unit % strips * ROWS, unit // strips * TOKEN_CHUNK
         unit += 1
         if unit == end:
             unit, end, past = next_run(operands, thread, threads, units, past)
@@ -192,56 +189,57 @@ def _linear_add(operands, thread, threads):
 
 def _gate_up_swiglu(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, F)
-    y, out = tensor(operands, Y), scratch(operands, thread)
-    gate, to_up, groups = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE), inner // COLUMNS
-    row_bytes, blocks = groups * NBYTES, (outer + ROWS - 1) // ROWS
-    units = blocks * token_chunks(rows)
+    y, gates, groups = tensor(operands, Y), scratch(operands, thread), inner // COLUMNS
+    ups, gate, to_up = (
+        gates + 2 * TOKENS * ROWS * 4,
+        tensor(operands, GATE),
+        tensor(operands, UP) - tensor(operands, GATE),
+    )
+    strips, strip_bytes = strips_of(outer), groups * NBYTES
+    units = strips * token_chunks(rows)
     unit, end, past = next_run(operands, thread, threads, units, 0)
     tokens = tokens_of(operands, thread) if unit < end else 0
     while unit < end:
-        block, begin = unit % blocks, unit // blocks * TOKEN_CHUNK
+        at, begin = unit % strips * ROWS, unit // strips * TOKEN_CHUNK
+        here = gate + unit % strips * strip_bytes
         unit += 1
         if unit == end:
             unit, end, past = next_run(operands, thread, threads, units, past)
-        then, stop = gate + unit % blocks * row_bytes if unit < end else 0, min(begin + TOKEN_CHUNK, rows)
-        count = min(ROWS, outer - block * ROWS)
+        then, stop = gate + unit % strips * strip_bytes if unit < end else 0, min(begin + TOKEN_CHUNK, rows)
         for token in range(begin, stop, TOKENS):
             ask, lines = asked_for(then, NBYTES, groups, token, begin, stop)
-            strip(gate + block * row_bytes, to_up, groups, tokens, token, stop, ask, lines, out)
+            strip(here, groups, tokens, token, stop, ask, lines, gates)
+            strip(here + to_up, groups, tokens, token, stop, ask + to_up, lines, ups)
             for i in range(min(TOKENS, stop - token)):
-                place = y + ((token + i) * outer + block * ROWS) * 4
-                store_up_to(place, gated(load(out + i * 128), load(out + i * 128 + 64)), count)
+                for row in range(at, min(at + ROWS, outer), LANES):
+                    sums, place = (i * ROWS + row - at) * 4, y + ((token + i) * outer + row) * 4
+                    store_up_to(place, gated(load(gates + sums), load(ups + sums)), min(LANES, outer - row))
 
 
 def _gate_up_swiglu_alone(operands, thread, threads):
     """For one token: of each run all rows of ``gate``, which wait in ``y``, and then all of ``up``."""
     inner, outer, out = dim(operands, K), dim(operands, F) * dim(operands, M), scratch(operands, thread)
     gate, up, y, groups = tensor(operands, GATE), tensor(operands, UP), tensor(operands, Y), inner // COLUMNS
-    strips, strip_bytes = (outer + STRIP - 1) // STRIP, 2 * groups * NBYTES
-    first, last, past = next_run(operands, thread, threads, strips, 0)
+    first, last, past = next_run(operands, thread, threads, strips_of(outer), 0)
     tokens = tokens_of(operands, thread) if first < last else 0
     while first < last:
         for index in range(first, last):
-            multiply_strip(strip, NBYTES, tokens, 0, 1, index * STRIP, gate, 0, 0, y, inner, outer, 0, out)
+            multiply_strip(strip, NBYTES, tokens, 0, 1, index * ROWS, gate, 0, 0, y, inner, outer, 0, out)
         for index in range(first, last):
-            at = index * STRIP
-            lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
-            strip(up + index * strip_bytes, groups * NBYTES if upper > 0 else 0, groups, tokens, 0, 1, 0, 0, out)
-            store_up_to(y + at * 4, gated(load_up_to(y + at * 4, lower), load(out)), lower)
-            if upper > 0:
-                place = y + (at + ROWS) * 4
-                store_up_to(place, gated(load_up_to(place, upper), load(out + 64)), upper)
-        first, last, past = next_run(operands, thread, threads, strips, past)
+            strip(up + index * groups * NBYTES, groups, tokens, 0, 1, 0, 0, out)
+            for row in range(index * ROWS, min(index * ROWS + ROWS, outer), LANES):
+                sums, place, count = out + (row - index * ROWS) * 4, y + row * 4, min(LANES, outer - row)
+                store_up_to(place, gated(load_up_to(place, count), load(sums)), count)
+        first, last, past = next_run(operands, thread, threads, strips_of(outer), past)
 
 
 def _classifier_argmax(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, N)
-    weight, out = tensor(operands, WEIGHT), scratch(operands, thread)
-    groups = inner // COLUMNS
-    row_bytes, strips = groups * NBYTES, (outer + STRIP - 1) // STRIP
+    weight, out, groups = tensor(operands, WEIGHT), scratch(operands, thread), inner // COLUMNS
+    strips, strip_bytes = strips_of(outer), groups * NBYTES
     slots = scratch(operands, 0) + SHARED
     most_chunks = max(1, SHARED_BYTES // (8 * max(1, rows)))  # so many that the slots fit
-    some = max(SLOT_BYTES // (2 * row_bytes), (strips + most_chunks - 1) // most_chunks, 1)
+    some = max(SLOT_BYTES // strip_bytes, (strips + most_chunks - 1) // most_chunks, 1)
     chunks = (strips + some - 1) // some if rows else 0
     chunk, end, past = next_run(operands, thread, threads, chunks, 0)
     tokens = tokens_of(operands, thread) if chunk < end else 0
@@ -251,17 +249,16 @@ def _classifier_argmax(operands, thread, threads):
         if chunk == end:
             chunk, end, past = next_run(operands, thread, threads, chunks, past)
         for token in range(rows):
-            clear(mine + token * 8, first * STRIP)
+            clear(mine + token * 8, first * ROWS)
         for index in range(first, last):
-            at, then = index * STRIP, index + 1 if index + 1 < last else chunk * some
-            ahead = weight + then * 2 * row_bytes if index + 1 < last or chunk < end else 0
-            lower, upper = min(ROWS, outer - at), min(ROWS, outer - at - ROWS)
-            to_next = row_bytes if upper > 0 else 0
+            then = index + 1 if index + 1 < last else chunk * some
+            ahead = weight + then * strip_bytes if index + 1 < last or chunk < end else 0
             for token in range(0, rows, TOKENS):
                 ask, lines = asked_for(ahead, NBYTES, groups, token, 0, rows)
-                strip(weight + at // ROWS * row_bytes, to_next, groups, tokens, token, rows, ask, lines, out)
+                strip(weight + index * strip_bytes, groups, tokens, token, rows, ask, lines, out)
                 for i in range(min(TOKENS, rows - token)):
-                    note_best(out + i * 128, at, lower + max(0, upper), mine + (token + i) * 8)
+                    count = min(ROWS, outer - index * ROWS)
+                    note_best(out + i * ROWS * 4, index * ROWS, count, mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
 

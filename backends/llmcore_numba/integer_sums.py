@@ -1,4 +1,4 @@
-"""Sums of a group: 32 codes of some tokens times 32 codes of blocks of sixteen rows, in exact integer arithmetic.
+"""Sums of a group: 32 codes of some tokens times 32 codes of some times sixteen rows, in exact integer arithmetic.
 
 How it is done depends on the instruction level:
 
@@ -22,6 +22,7 @@ from numba.core import cgutils
 from llmcore.native.machine import machine
 from llmcore.native.memory import WORD, pointer
 from llmcore.native.vector import BYTE, FLOAT, INT, LANES, SHORT
+from llmcore_numba.packing import QUAD
 
 BYTES, SHORTS, INTS = ir.VectorType(BYTE, 32), ir.VectorType(SHORT, 16), ir.VectorType(INT, 8)
 WIDE_BYTES, WIDE_INTS, FLOATS = ir.VectorType(BYTE, 64), ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
@@ -50,14 +51,16 @@ class Tokens:
 
 
 Rows = list[list[Any]]
-"""A vector for each token and each block of rows."""
+"""A vector for each token and each sixteen rows."""
 
 
 class Sums(Protocol):
-    """Int32 x 16 for each token and each block of rows."""
+    """Int32 x 16 for each token and each sixteen rows."""
 
-    def __call__(self, builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> Rows:
-        """``blocks`` are the addresses of codes; a weight is its code less ``2**zero``, or its code (0)."""
+    def __call__(self, builder: Any, starts: list[Any], tokens: Tokens, zero: int) -> Rows:
+        """``starts`` are the addresses of the first codes of sixteen rows each; ``zero``: a weight is its code less
+        ``2**zero``, or its code (0).
+        """
         ...
 
 
@@ -81,7 +84,7 @@ def group_sums(bits: int) -> Sums:
 
 
 def large_tile() -> tuple[int, int]:
-    """Tokens, and blocks of rows, of the tile for many tokens: as many sums as the registers hold."""
+    """Tokens, and times sixteen rows, of the tile for many tokens: as many sums as the registers hold."""
     return (8, 2) if _has_vnni() else (4, 1)
 
 
@@ -96,7 +99,7 @@ def _intrinsic(builder: Any, name: str, result: Any, *values: Any) -> Any:
 
 def _codes(builder: Any, codes: Any, bits: int, kind: Any, step: int, part: int = 0) -> list[tuple[int, Any]]:
     """Step ``step`` through a group's codes: quads and their vectors. ``part``: which half of the rows."""
-    vector = builder.load(pointer(builder, builder.add(codes, WORD(step * 64 + part * 32)), kind), align=1)
+    vector = builder.load(pointer(builder, builder.add(codes, WORD(step * QUAD + part * 32)), kind), align=1)
     if bits == 8:
         return [(step, vector)]
     words = ir.VectorType(SHORT, kind.count // 2)
@@ -129,24 +132,24 @@ def _vnni(bits: int) -> Sums:
         factors = (builder.bitcast(value, operand) for value in (weights, token))
         return _intrinsic(builder, "llvm.x86.avx512.vpdpbusd.512", WIDE_INTS, total, *factors)
 
-    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> Rows:
+    def sums(builder: Any, starts: list[Any], tokens: Tokens, zero: int) -> Rows:
         shift = 7 if bits == 8 else zero
-        found = [[const(WIDE_INTS, 0) for _ in blocks] for _ in range(tokens.count)]
+        found = [[const(WIDE_INTS, 0) for _ in starts] for _ in range(tokens.count)]
         if shift:
             less = _less_zero(builder, tokens, shift)
             found = [[builder.add(total, off) for total in row] for row, off in zip(found, less, strict=True)]
         for step in range(bits):
-            parts = [_codes(builder, codes, bits, WIDE_BYTES, step) for codes in blocks]
+            parts = [_codes(builder, codes, bits, WIDE_BYTES, step) for codes in starts]
             for vectors in zip(*parts, strict=True):
                 quad = vectors[0][0]
                 weights = [builder.xor(v, const(WIDE_BYTES, 128)) if bits == 8 else v for _, v in vectors]
                 for token in range(tokens.count):
                     repeated = tokens.quad(builder, quad, token, LANES)
-                    for block, weight in enumerate(weights):
-                        found[token][block] = multiply(builder, found[token][block], weight, repeated)
+                    for part, weight in enumerate(weights):
+                        found[token][part] = multiply(builder, found[token][part], weight, repeated)
             if tokens.count > 1:
                 flat = _in_order(builder, [total for row in found for total in row], "v")
-                found = [flat[i : i + len(blocks)] for i in range(0, len(flat), len(blocks))]
+                found = [flat[i : i + len(starts)] for i in range(0, len(flat), len(starts))]
         return found
 
     return sums
@@ -170,7 +173,7 @@ def _avx2(bits: int) -> Sums:
         signed = _intrinsic(builder, "llvm.x86.avx2.psign.b", BYTES, token, vector)
         return widened(builder, pairs(builder, size, signed))
 
-    def block_sums(builder: Any, codes: Any, tokens: Tokens) -> list[Any]:
+    def row_sums(builder: Any, codes: Any, tokens: Tokens) -> list[Any]:
         totals = [const(SHORTS if bits == 4 else INTS, 0)] * (2 * tokens.count)  # of a token's lower rows, its upper
         for step in range(bits):
             halves = [_codes(builder, codes, bits, BYTES, step, part) for part in range(2)]
@@ -187,11 +190,11 @@ def _avx2(bits: int) -> Sums:
         joined = ir.Constant(WIDE_INTS, list(range(LANES)))
         return [builder.shuffle_vector(*totals[at : at + 2], joined) for at in range(0, len(totals), 2)]
 
-    return _plus_zero(block_sums)
+    return _plus_zero(row_sums)
 
 
 def _plain(bits: int) -> Sums:
-    def block_sums(builder: Any, codes: Any, tokens: Tokens) -> list[Any]:
+    def row_sums(builder: Any, codes: Any, tokens: Tokens) -> list[Any]:
         quads = [pair for step in range(bits) for pair in _codes(builder, codes, bits, WIDE_BYTES, step)]
         totals: list[Any] = [const(WIDE_INTS, 0)] * tokens.count
         for quad, vector in quads:
@@ -206,14 +209,14 @@ def _plain(bits: int) -> Sums:
                     totals[token] = builder.add(totals[token], product)
         return totals
 
-    return _plus_zero(block_sums)
+    return _plus_zero(row_sums)
 
 
-def _plus_zero(block_sums: Any) -> Sums:
-    """Sums block by block; the zero of unsigned codes is taken off afterwards."""
+def _plus_zero(row_sums: Any) -> Sums:
+    """Sixteen rows after the other; the zero of unsigned codes is taken off afterwards."""
 
-    def sums(builder: Any, blocks: list[Any], tokens: Tokens, zero: int) -> Rows:
-        columns = [block_sums(builder, codes, tokens) for codes in blocks]
+    def sums(builder: Any, starts: list[Any], tokens: Tokens, zero: int) -> Rows:
+        columns = [row_sums(builder, codes, tokens) for codes in starts]
         found = [list(row) for row in zip(*columns, strict=True)]
         if zero:
             less = _less_zero(builder, tokens, zero)

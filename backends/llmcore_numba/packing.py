@@ -1,13 +1,13 @@
 """Packed weights: how quantized matrices lie in memory for the integer kernels, and what packs them.
 
-Rows are taken sixteen at a time, and thirty-two columns at a time. Such a block holds everything that is needed to
-multiply it, in the order of its use, so a kernel reads a matrix as one stream::
+Rows are taken thirty-two at a time, and so are columns. Such a block holds everything that is needed to multiply it, in
+the order of its use and in whole cache lines, so a kernel reads a matrix as one stream::
 
-    block   [16 scales f16] [16 minima f16, where the format has them] [codes]
-    codes of 8 bits         [8 quads of columns][16 rows][4 columns]           512 bytes, signed
-    codes of 4 bits         [4 quads of columns][16 rows][4 columns]           256 bytes, unsigned
+    block   [32 scales f16] [32 minima f16, where the format has them] [codes]
+    codes of 8 bits         [8 quads of columns][32 rows][4 columns]           1024 bytes, signed
+    codes of 4 bits         [4 quads of columns][32 rows][4 columns]           512 bytes, unsigned
                             the low half of a byte is column k, the high half column k + 16
-    matrix  [rows / 16][columns / 32] blocks; missing rows are zero
+    matrix  [rows / 32][columns / 32] blocks; missing rows are zero
 
 A quad of columns of sixteen rows is one vector of 64 bytes, or two of 32. Multiplied with the same quad of a token,
 repeated, it gives four products for each row, which the processor adds within each row's 32 bits: no sum ever crosses a
@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROWS, COLUMNS = 16, 32  # of a block
+ROWS, COLUMNS = 32, 32  # of a block
+VECTORS = 2  # of sixteen rows in a block
+QUAD = 64 * VECTORS  # bytes of a quad of columns of all rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Packing:
     @property
     def layout(self) -> tuple[str, int]:
         """Name and version."""
-        return f"rows16-{self.name}", 1
+        return f"rows32-{self.name}", 1
 
 
 PANEL = 8

@@ -93,7 +93,6 @@ class Packed:
         name: of the packing or arithmetic there.
         prepare: what prepares tokens of an op for them.
         workspace: what it needs, in scratch.py.
-        heads: a head's rows are whole blocks, in scratch.py.
         needs: further conditions, in scratch.py.
         plain: tokens that are not normed are read as they are.
     """
@@ -105,7 +104,6 @@ class Packed:
     layout: tuple[str, int]
     prepare: str
     workspace: str
-    heads: str
     needs: tuple[str, ...] = ()
     exact: bool = False
     plain: bool = False
@@ -144,7 +142,7 @@ class Packed:
         for kv_dtype in KV_LAYOUTS:
             own = replace(kernel, group="kv", kv_dtypes=(kv_dtype,))
             target = f"{where}:alone.{kernel.op}.{self.name}.{kv_dtype}"
-            alone = _every(*self.needs, "comes_alone", self.heads)
+            alone = _every(*self.needs, "comes_alone", "heads_of_32")
             yield replace(own, target=target, supported=alone, before=(), workspace=waiting)
             project = f"{where}:project.{kernel.op}.{self.name}"
             target = f"llmcore_numba.qkv:write.{kernel.op}.{kv_dtype}"
@@ -155,7 +153,7 @@ def _integer(name: str) -> Packed:
     """Weights that are packed as integers; activations are quantized."""
     packing = PACKINGS[name]
     file, pack, prepare = "integer", "packed:pack", "tokens:quantized.{op}"
-    return Packed(name, file, packing.name, pack, packing.layout, prepare, "quantized_tokens", "heads_of_16")
+    return Packed(name, file, packing.name, pack, packing.layout, prepare, "quantized_tokens")
 
 
 def _float(name: str, *, rounded: bool = False) -> Packed:
@@ -166,7 +164,7 @@ def _float(name: str, *, rounded: bool = False) -> Packed:
         FLOAT_PACKINGS[name].layout,
         f"float_tokens:prepares.{{op}}.{own}",
     )
-    packed = Packed(name, "float", own, pack, layout, prepare, "float_tokens", "heads_of_32", exact=True, plain=True)
+    packed = Packed(name, "float", own, pack, layout, prepare, "float_tokens", exact=True, plain=True)
     if not rounded:
         return packed
     return replace(packed, workspace="rounded_tokens", needs=("multiplies_pairs",), exact=False, plain=False)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from llmcore.native import SCRATCH_BYTES
 from llmcore.registry.node import NodeView
-from llmcore_numba.float_packing import ROWS as ROWS_OF_FLOAT_BLOCK
 from llmcore_numba.kv_layout import BLOCK, padded
 from llmcore_numba.packing import PANEL, quantized_bytes
 from llmcore_numba.packing import ROWS as ROWS_OF_BLOCK
@@ -58,19 +57,10 @@ def comes_alone(node: NodeView) -> str | None:
     return f"a token of {length} elements, at most {LONGEST_ALONE}" if length > LONGEST_ALONE else None
 
 
-def heads_of_16(node: NodeView) -> str | None:
-    """Why heads are not whole blocks of packed integer weights, or None."""
-    return _whole_blocks(node, ROWS_OF_BLOCK)
-
-
 def heads_of_32(node: NodeView) -> str | None:
-    """Why heads are not whole blocks of packed float weights, or None."""
-    return _whole_blocks(node, ROWS_OF_FLOAT_BLOCK)
-
-
-def _whole_blocks(node: NodeView, rows: int) -> str | None:
+    """Why heads are not whole blocks of packed weights, or None."""
     size = node.attrs["head_dim"]
-    return f"heads of {size} elements, no multiple of {rows}" if size % rows else None
+    return f"heads of {size} elements, no multiple of {ROWS_OF_BLOCK}" if size % ROWS_OF_BLOCK else None
 
 
 def multiplies_pairs(_node: NodeView) -> str | None:

@@ -14,6 +14,7 @@ from llmcore.device import HOST, Device
 from llmcore.device.base import numpy_dtype
 from llmcore.device.host import as_torch
 from llmcore.hookspecs import BackendInfo, KernelInfo
+from llmcore.native import COUNTERS
 from llmcore.native.code import loader
 from llmcore.ops import OpSpec, Param
 from llmcore.plugins import Plugins, resolve

@@ -34,16 +34,16 @@ def _unpacked(packed: Array, packing: Packing) -> Array:
             for row in range(ROWS):
                 for k in range(COLUMNS):
                     if packing.bits == 8:
-                        code = int(codes[k // 4 * 64 + row * 4 + k % 4].view(np.int8))
+                        code = int(codes[k // 4 * 4 * ROWS + row * 4 + k % 4].view(np.int8))
                     else:
-                        code = int(codes[k % 16 // 4 * 64 + row * 4 + k % 4]) >> (4 if k >= 16 else 0) & 15
+                        code = int(codes[k % 16 // 4 * 4 * ROWS + row * 4 + k % 4]) >> (4 if k >= 16 else 0) & 15
                     minimum = halves[ROWS + row] if packing.minima else -8 * halves[row] if packing.bits == 4 else 0
                     out[block * ROWS + row, group * COLUMNS + k] = halves[row] * code + minimum
     return out
 
 
 @pytest.mark.parametrize("name", PACKINGS)
-@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (16, 2), (37, 3)])
+@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (32, 2), (69, 3)])
 def test_packing_keeps_every_weight(name: str, rows: int, groups: int) -> None:
     shape = (rows, groups * FORMATS[name].block)
     tensor = random_weight("w", shape, FORMATS[name], np.random.default_rng(0))
