@@ -13,7 +13,7 @@ import pytest
 from helpers.tiny import TinyModel
 from llmcore.cli.main import main
 from llmcore.engine.load import EngineSettings
-from llmcore.errors import GenerationError
+from llmcore.errors import ConfigError, GenerationError
 from llmcore.llm import LLM
 from llmcore_tools.bench import batch, batch_report, batch_run
 from llmcore_tools.bench.batch_goals import Goal, table
@@ -46,6 +46,16 @@ def test_the_workloads() -> None:
     arrivals = [ask.at for ask in found]
     assert arrivals == sorted(set(arrivals)) and arrivals[0] == 0 and arrivals[-1] == pytest.approx(1.27, rel=0.3)
     assert [ask.at for ask in mixed(200)] == pytest.approx([at / 2 for at in arrivals])
+
+
+def test_lengths_can_be_chosen() -> None:
+    given = {"--prompt-tokens": "5", "--output-tokens": "20..30"}
+    found = batch.asks("mixed", 100, given)
+    assert {ask.prompt for ask in found} == {5}
+    assert {ask.new for ask in found} == set(range(20, 31))
+    assert batch.asks("mixed", 100, {}) == mixed(100)
+    with pytest.raises(ConfigError, match="--output-tokens"):
+        batch.asks("mixed", 100, {"--output-tokens": "30..20"})
 
 
 def test_slots() -> None:

@@ -16,10 +16,11 @@ from llmcore.config.command import Command, Job
 from llmcore.errors import ConfigError
 from llmcore_tools.bench import batch_goals, batch_report, batch_shared, machine, options, roofline
 from llmcore_tools.bench.batch_goals import Goal
-from llmcore_tools.bench.batch_run import WAYS, Ask, Sample, Way, drive, eighths, mixed
+from llmcore_tools.bench.batch_run import NEW, PROMPT, WAYS, Ask, Sample, Way, drive, eighths, mixed
 from llmcore_tools.bench.batch_shared import Shared
 from llmcore_tools.bench.measure import in_turns
 from llmcore_tools.bench.report import Report, Table, show
+from llmcore_tools.load.plan import span
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 BATCH = Flag("--batch", "sequences at a time (8 by default, 16 of mixed and shared)", "N")
 REPEATS = Flag("--repeats", "samples of each figure (3 by default); shown are median, smallest and largest", "N")
 RATE = Flag("--rate", "mixed: requests that arrive in a second, on average (100 by default)", "N")
+PROMPT_TOKENS = Flag("--prompt-tokens", f"mixed: tokens of a prompt ({PROMPT} by default)", "A..B")
+OUTPUT_TOKENS = Flag("--output-tokens", f"mixed: tokens that a request asks for ({NEW} by default)", "A..B")
 CHECK = Flag("--check", "exit with 1 where a goal is not reached")
 BATCHES = {"eighths": 8, "mixed": 16, "shared": 16}
 SHARED = Shared()
@@ -34,7 +37,7 @@ MISSED = 1
 COMMAND = Command(
     "llmcore bench batch",
     "measure continuous batching beside static batching and one request after the other, and the prefix cache",
-    (BATCH, REPEATS, RATE, CHECK, options.ONLY, *options.OUTPUT),
+    (BATCH, REPEATS, RATE, PROMPT_TOKENS, OUTPUT_TOKENS, CHECK, options.ONLY, *options.OUTPUT),
 )
 
 
@@ -43,9 +46,11 @@ def main(argv: Sequence[str]) -> int:
     return run_with_settings(COMMAND, model_as_setting(argv), run)
 
 
-def asks(workload: str, rate: float) -> list[Ask]:
+def asks(workload: str, rate: float, given: Mapping[str, str]) -> list[Ask]:
     """The requests of ``eighths``, which come at once, or ``mixed``, of which ``rate`` come in a second."""
-    return eighths() if workload == "eighths" else mixed(rate)
+    if workload == "eighths":
+        return eighths()
+    return mixed(rate, span(given, PROMPT_TOKENS, PROMPT), span(given, OUTPUT_TOKENS, NEW))
 
 
 def run(job: Job) -> int:
@@ -59,7 +64,7 @@ def run(job: Job) -> int:
     tables: list[Table] = []
     goals: list[Goal] = []
     try:
-        work = {name: asks(name, rate) for name in batches if name != "shared"}
+        work = {name: asks(name, rate, given) for name in batches if name != "shared"}
         check_fits(llm, work, SHARED if "shared" in batches else None)
         measured_on = machine.facts(llm, llm.threads, roofline.machine_state(llm.threads, machine.weight_bytes(llm)))
         for name, batch in batches.items():

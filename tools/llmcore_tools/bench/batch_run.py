@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmcore.engine.sampling_params import SamplingParams
 from llmcore.errors import GenerationError
+from llmcore_tools.load.prompts import Span
 
 if TYPE_CHECKING:
     from llmcore.engine.engine import Engine
@@ -91,10 +92,13 @@ def eighths() -> list[Ask]:
     return [Ask(16, 10 if index % 8 else 100) for index in range(32)]
 
 
-def mixed(rate: float) -> list[Ask]:
+PROMPT, NEW = Span(8, 128), Span(4, 64)
+
+
+def mixed(rate: float, prompt: Span = PROMPT, new: Span = NEW) -> list[Ask]:
     """128 requests of drawn lengths that arrive as a Poisson process of ``rate`` a second; always the same ones."""
     rng = Random(0)
-    lengths = [(rng.randint(8, 128), rng.randint(4, 64)) for _ in range(128)]
+    lengths = [(prompt.draw(rng), new.draw(rng)) for _ in range(128)]
     gaps = [0.0, *(rng.expovariate(rate) for _ in lengths[1:])]
     return [Ask(*each, at=sum(gaps[: index + 1])) for index, each in enumerate(lengths)]
 
