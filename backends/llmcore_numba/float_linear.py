@@ -1,8 +1,7 @@
 """The linear ops on packed float weights (:mod:`llmcore_numba.float_packing`).
 
-Work is claimed in chunks of some blocks of rows and some tokens. A strip of two blocks stays in the cache while the
-tokens of a chunk go by. ``linear.F32`` is the kernel for F32 weights; that of ``BF16_pairs`` multiplies
-tokens that are rounded to bfloat16.
+A unit of work is a strip of two blocks of rows, which stays in the cache while some tokens go by. ``linear.F32`` is
+the kernel for F32 weights; that of ``BF16_pairs`` multiplies tokens that are rounded to bfloat16.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from llmcore.native.abi import (
 from llmcore.native.machine import machine
 from llmcore.native.vector import LANES, load, store, zeros
 from llmcore_numba.best import best_of_chunks, clear, note_best
-from llmcore_numba.chunks import next_run
+from llmcore_numba.chunks import claims_early, next_run
 from llmcore_numba.elementwise import gated
 from llmcore_numba.inputs import kernels_of
 from llmcore_numba.integer import LINE, integer_tile, outlier_tile
@@ -164,14 +164,17 @@ def multiply(strip, nbytes, tokens_of, operands, thread, threads, weight, bias, 
     out, strips, strip_bytes = scratch(operands, thread), strips_of(outer), inner // COLUMNS * nbytes
     units = strips * token_chunks(rows)
     unit, end, past = next_run(operands, thread, threads, units, 0)
+    early = claims_early(rows, units, threads)
     tokens = tokens_of(operands, thread) if unit < end else 0
     while unit < end:
         at, begin = unit % strips * ROWS, unit // strips * TOKEN_CHUNK
         unit += 1
-        if unit == end:
+        if unit == end and early:
             unit, end, past = next_run(operands, thread, threads, units, past)
         then, stop = weight + unit % strips * strip_bytes if unit < end else 0, min(begin + TOKEN_CHUNK, rows)
         multiply_strip(strip, nbytes, tokens, begin, stop, at, weight, bias, residual, y, inner, outer, then, out)
+        if unit == end:
+            unit, end, past = next_run(operands, thread, threads, units, past)
 
 
 def _linear(operands, thread, threads):
@@ -190,20 +193,18 @@ def _linear_add(operands, thread, threads):
 def _gate_up_swiglu(operands, thread, threads):
     rows, inner, outer = dim(operands, M), dim(operands, K), dim(operands, F)
     y, gates, groups = tensor(operands, Y), scratch(operands, thread), inner // COLUMNS
-    ups, gate, to_up = (
-        gates + 2 * TOKENS * ROWS * 4,
-        tensor(operands, GATE),
-        tensor(operands, UP) - tensor(operands, GATE),
-    )
+    ups = gates + TOKENS * ROWS * 4
+    gate, to_up = tensor(operands, GATE), tensor(operands, UP) - tensor(operands, GATE)
     strips, strip_bytes = strips_of(outer), groups * NBYTES
     units = strips * token_chunks(rows)
     unit, end, past = next_run(operands, thread, threads, units, 0)
+    early = claims_early(rows, units, threads)
     tokens = tokens_of(operands, thread) if unit < end else 0
     while unit < end:
         at, begin = unit % strips * ROWS, unit // strips * TOKEN_CHUNK
         here = gate + unit % strips * strip_bytes
         unit += 1
-        if unit == end:
+        if unit == end and early:
             unit, end, past = next_run(operands, thread, threads, units, past)
         then, stop = gate + unit % strips * strip_bytes if unit < end else 0, min(begin + TOKEN_CHUNK, rows)
         for token in range(begin, stop, TOKENS):
@@ -214,6 +215,8 @@ def _gate_up_swiglu(operands, thread, threads):
                 for row in range(at, min(at + ROWS, outer), LANES):
                     sums, place = (i * ROWS + row - at) * 4, y + ((token + i) * outer + row) * 4
                     store_up_to(place, gated(load(gates + sums), load(ups + sums)), min(LANES, outer - row))
+        if unit == end:
+            unit, end, past = next_run(operands, thread, threads, units, past)
 
 
 def _gate_up_swiglu_alone(operands, thread, threads):
@@ -242,11 +245,12 @@ def _classifier_argmax(operands, thread, threads):
     some = max(SLOT_BYTES // strip_bytes, (strips + most_chunks - 1) // most_chunks, 1)
     chunks = (strips + some - 1) // some if rows else 0
     chunk, end, past = next_run(operands, thread, threads, chunks, 0)
+    early = claims_early(rows, chunks, threads)
     tokens = tokens_of(operands, thread) if chunk < end else 0
     while chunk < end:
         mine, first, last = slots + chunk * rows * 8, chunk * some, min((chunk + 1) * some, strips)
         chunk += 1
-        if chunk == end:
+        if chunk == end and early:
             chunk, end, past = next_run(operands, thread, threads, chunks, past)
         for token in range(rows):
             clear(mine + token * 8, first * ROWS)
@@ -261,6 +265,8 @@ def _classifier_argmax(operands, thread, threads):
                     note_best(out + i * ROWS * 4, index * ROWS, count, mine + (token + i) * 8)
         if fetch_add(load_i64(operands) + 8, 1) == chunks - 1:  # this was the last chunk to be done
             best_of_chunks(slots, chunks, rows, tensor(operands, IDS))
+        if chunk == end:
+            chunk, end, past = next_run(operands, thread, threads, chunks, past)
 
 
 linear = kernels_of("linear", _linear, parts_for)

@@ -112,7 +112,7 @@ SPLITS: dict[str, Callable[[Array], Codes]] = {
 
 
 def pack(tensor: Tensor) -> Array:
-    """A weight ``[N, K]`` as packed blocks, uint8 ``[ceil(N / 16), K / 32, block bytes]``."""
+    """A weight ``[N, K]`` as packed blocks, uint8 ``[ceil(N / 32), K / 32, block bytes]``."""
     packing, split = PACKINGS[tensor.format.name], SPLITS[tensor.format.name]
     rows, columns = tensor.shape
     groups, row_bytes = columns // COLUMNS, columns // tensor.format.block * tensor.format.block_bytes
@@ -130,7 +130,7 @@ def pack(tensor: Tensor) -> Array:
 
 
 def _fill(out: Array, packing: Packing, codes: Array, scales: Array, minima: Array | None) -> None:
-    """Writes ``out`` ``[n, groups, block bytes]`` from codes in the order ``[n, 16 rows, groups]``."""
+    """Writes ``out`` ``[n, groups, block bytes]`` from codes in the order ``[n, 32 rows, groups]``."""
     n, groups, _ = out.shape
     for i, factors in enumerate((scales, minima)):
         if factors is not None:

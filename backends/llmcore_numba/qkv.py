@@ -24,7 +24,7 @@ from llmcore.native.abi import (
     specialised,
     tensor,
 )
-from llmcore_numba.chunks import next_run
+from llmcore_numba.chunks import claims_early, next_run
 from llmcore_numba.family import Family
 from llmcore_numba.kv_pages import PerKVType
 from llmcore_numba.kv_write import tokens_per_chunk, write_head, write_token
@@ -68,11 +68,12 @@ def _project(operands, thread, threads):
     strips = 2 * first_v - first_k
     units = strips * ((rows + BY.tokens - 1) // BY.tokens)
     unit, end, past = next_run(operands, thread, threads, units, 0)
+    early = claims_early(rows, units, threads)
     tokens = BY.tokens_of(operands, thread) if unit < end else 0
     while unit < end:
         index, begin = unit % strips, unit // strips * BY.tokens
         unit += 1
-        if unit == end:
+        if unit == end and early:
             unit, end, past = next_run(operands, thread, threads, units, past)
         weight, bias, y, outer, at = tensor(operands, WQ), tensor(operands, BQ), tensor(operands, Q), wide, index
         if index >= first_v:
@@ -90,6 +91,8 @@ def _project(operands, thread, threads):
             else:
                 then = tensor(operands, WQ) + then * BY.strip_bytes(inner)
         BY.multiply(tokens, begin, min(begin + BY.tokens, rows), at * height, weight, bias, y, inner, outer, then, out)
+        if unit == end:
+            unit, end, past = next_run(operands, thread, threads, units, past)
 
 
 @inlined

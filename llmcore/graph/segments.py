@@ -11,7 +11,7 @@ import numpy as np
 
 from llmcore.device import Device
 from llmcore.device.host import aligned
-from llmcore.native import HEADER
+from llmcore.native import COUNTERS, HEADER
 from llmcore.registry.operand import Operand
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class NativeSegment:
     kind = "native"
 
     def __init__(self, pool: WorkerPool, nodes: list[int], rows: Sequence[NativeRow]) -> None:
-        """Lays the tables out: a claim counter on a cache line of its own for every call, operands behind each other.
+        """Lays the tables out: counters on a cache line of its own for every call, operands behind each other.
 
         ``rows`` has one for each of ``nodes``.
         """
@@ -67,13 +67,13 @@ class NativeSegment:
         self.pool = pool
         calls = [(function, row.operands) for row in rows for function in (*row.before, row.function)]
         self.ends = np.cumsum([len(row.before) + 1 for row in rows])  # of each node's calls
-        self.counters = aligned(64 * len(calls)).view(np.int64)
+        self.counters = aligned(8 * COUNTERS * len(calls)).view(np.int64)
         self.operands = np.zeros(sum(HEADER + len(operands) for _, operands in calls), np.int64)
         self.table = np.zeros((len(calls), 2), np.int64)
         start = 0
         for i, (function, operands) in enumerate(calls):
             self.table[i] = function, self.operands.ctypes.data + 8 * start
-            self.operands[start] = self.counters.ctypes.data + 64 * i
+            self.operands[start] = self.counters.ctypes.data + 8 * COUNTERS * i
             self.operands[start + 1] = pool.scratch
             start += HEADER + len(operands)
             self.operands[start - len(operands) : start] = operands

@@ -16,7 +16,8 @@ then                  for a kernel that asks for it, the address of a workspace 
 
 A kernel does its work only in claimed chunks (``atomically counter++`` until the chunks run out). Threads come late to
 a row, or never, and one that comes when all chunks are taken returns without a trace; so work is never divided by
-``threads``. The counters of each row lie on a cache line of their own, 64 bytes apart.
+``threads``. Chunks may be counted by several counters, if every thread goes on until each of them, claimed from by
+itself, has shown it that nothing is left. The counters of each row lie on a cache line of their own, 64 bytes apart.
 
 A claim must be an atomic read-modify-write with acquire and release order at least (in C ``__ATOMIC_ACQ_REL`` or
 ``__ATOMIC_SEQ_CST``; in Numba :func:`llmcore.native.abi.claim` is). The pool lets a thread go on to the next row when

@@ -28,4 +28,4 @@ def test_shares(name, tokens, inner):
 
 
 def test_nothing_follows():
-    assert asked_for.py_func(0, 320, 18, 0, 0, 16) == (0, 0)
+    assert asked_for.py_func(0, 640, 18, 0, 0, 16) == (0, 0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmcore.native import COUNTERS
 from llmcore.native.abi import specialised
-from llmcore_numba.chunks import COUNTER, REGIONS, next_run
+from llmcore_numba.chunks import COUNTER, REGIONS, claims_early, next_run
 
 
 class Row:
@@ -90,6 +90,13 @@ def test_what_is_taken_by_others_is_left_out():
     assert [row.run(1, 2, 16, 0)[:2] for _ in range(3)] == [(12, 14), (14, 15), (15, 16)]
     assert row.run(1, 2, 16, 0) == (4, 6, 1)  # of what the other has left
     assert row.run(0, 2, 16, 0) == (6, 7, 0)
+
+
+def test_nobody_claims_early_where_another_would_go_without():
+    claims = claims_early.py_func
+    assert not claims(8, 18, 32)
+    assert claims(8, 18, 2)
+    assert not claims(1, 1000, 2)  # one token: memory takes all of the time
 
 
 def test_counters_are_those_of_the_row():

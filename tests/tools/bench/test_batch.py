@@ -153,7 +153,7 @@ SMALL = Shared(requests=6, prefix=32, own=4, new=3)
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     work = {"eighths": [Ask(4, 10 if i % 4 else 20) for i in range(8)], "mixed": [Ask(4, 2), Ask(5, 3, at=0.01)]}
-    monkeypatch.setattr(batch, "asks", lambda name, rate: work[name])
+    monkeypatch.setattr(batch, "asks", lambda name, rate, given: work[name])
     monkeypatch.setattr(batch, "SHARED", SMALL)
 
 

@@ -20,7 +20,6 @@ from llmcore_tools.bench.batch_run import NEW, PROMPT, WAYS, Ask, Sample, Way, d
 from llmcore_tools.bench.batch_shared import Shared
 from llmcore_tools.bench.measure import in_turns
 from llmcore_tools.bench.report import Report, Table, show
-from llmcore_tools.load.plan import span
 
 if TYPE_CHECKING:
     from llmcore.llm import LLM
@@ -50,7 +49,7 @@ def asks(workload: str, rate: float, given: Mapping[str, str]) -> list[Ask]:
     """The requests of ``eighths``, which come at once, or ``mixed``, of which ``rate`` come in a second."""
     if workload == "eighths":
         return eighths()
-    return mixed(rate, span(given, PROMPT_TOKENS, PROMPT), span(given, OUTPUT_TOKENS, NEW))
+    return mixed(rate, options.span(given, PROMPT_TOKENS, PROMPT), options.span(given, OUTPUT_TOKENS, NEW))
 
 
 def run(job: Job) -> int:
@@ -59,12 +58,12 @@ def run(job: Job) -> int:
     options.check_output(given)
     repeats, rate = options.count(given, REPEATS, 3), options.count(given, RATE, 100)
     batches = {name: options.count(given, BATCH, BATCHES[name]) for name in options.parts(given, tuple(BATCHES))}
+    work = {name: asks(name, rate, given) for name in batches if name != "shared"}
     llm = load(replace(job.config, engine=replace(job.config.engine, max_seqs=max(batches.values()))))
     results: dict[str, Any] = {"repeats": repeats, "workloads": {}}
     tables: list[Table] = []
     goals: list[Goal] = []
     try:
-        work = {name: asks(name, rate, given) for name in batches if name != "shared"}
         check_fits(llm, work, SHARED if "shared" in batches else None)
         measured_on = machine.facts(llm, llm.threads, roofline.machine_state(llm.threads, machine.weight_bytes(llm)))
         for name, batch in batches.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from llmcore.config.arguments import JSON, Flag
 from llmcore.errors import ConfigError, near
+from llmcore_tools.load.prompts import Span
 
 REPEATS = Flag("--repeats", "samples of each figure (7 by default); shown are median, smallest and largest", "N")
 MARKDOWN = Flag("--markdown", "print Markdown instead of text")
@@ -31,6 +32,17 @@ def counts(given: Mapping[str, str], flag: Flag, default: Sequence[int], least: 
     if flag.name not in given:
         return tuple(default)
     return tuple(sorted({_number(part, flag, least) for part in given[flag.name].split(",")}))
+
+
+def span(given: Mapping[str, str], flag: Flag, default: Span) -> Span:
+    """``A..B``, or one length."""
+    if flag.name not in given:
+        return default
+    low, dots, high = given[flag.name].partition("..")
+    ends = [low.strip(), (high if dots else low).strip()]
+    if not all(end.isdecimal() and int(end) <= LARGEST for end in ends) or not 1 <= int(ends[0]) <= int(ends[1]):
+        raise ConfigError(f"{flag.name} is {given[flag.name]!r}", remedy="write A..B with 1 ≤ A ≤ B, or one number")
+    return Span(int(ends[0]), int(ends[1]))
 
 
 def _number(text: str, flag: Flag, least: int, most: int = LARGEST) -> int:

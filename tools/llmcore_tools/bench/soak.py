@@ -12,7 +12,7 @@ from llmcore_tools.bench.report import as_markdown, as_text, json_target, write_
 from llmcore_tools.load import accounts
 from llmcore_tools.load.child_server import ChildServer, check_system
 from llmcore_tools.load.mixture import Mixture
-from llmcore_tools.load.plan import real, span
+from llmcore_tools.load.plan import real
 from llmcore_tools.load.prompts import Span
 from llmcore_tools.load.soak import Plan, soak
 
@@ -60,7 +60,7 @@ def plan(given: Mapping[str, str], settings: Sequence[str]) -> Plan:
     clients = options.count(given, CLIENTS, 256)
     disconnects = real(given, DISCONNECT, 0.0, 1.0) if DISCONNECT.name in given else 0.1
     return Plan(
-        Mixture("", 0, span(given, WORDS, Span(4, 40)), span(given, OUTPUT, Span(4, 24)), disconnects),
+        Mixture("", 0, options.span(given, WORDS, Span(4, 40)), options.span(given, OUTPUT, Span(4, 24)), disconnects),
         clients,
         options.count(given, REQUESTS, 10_000),
         _room(settings, clients),

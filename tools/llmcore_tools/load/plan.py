@@ -121,7 +121,7 @@ def _api(given: Mapping[str, str]) -> Api:
 
 
 def _dataset(given: Mapping[str, str], *, chat: bool) -> Dataset:
-    output = span(given, OUTPUT, Span(16, 128))
+    output = options.span(given, OUTPUT, Span(16, 128))
     kind = _choice(given, DATASET, ("random", "file")) if DATASET.name in given or PROMPTS.name not in given else "file"
     if kind == "file":
         for flag in (WORDS, TOKENS, SHARED):
@@ -132,7 +132,7 @@ def _dataset(given: Mapping[str, str], *, chat: bool) -> Dataset:
         return read_lines(given[PROMPTS.name], output, chat=chat)
     if PROMPTS.name in given:
         raise ConfigError(f"{PROMPTS.name} is not of random prompts", remedy=f"leave it out, or {DATASET.name} random")
-    prompt = span(given, TOKENS if TOKENS.name in given else WORDS, Span(32, 128))
+    prompt = options.span(given, TOKENS if TOKENS.name in given else WORDS, Span(32, 128))
     shared = options.count(given, SHARED, 0, least=0)
     return RandomWords(prompt, output, shared, seed=options.count(given, SEED, 0, least=0))
 
@@ -149,19 +149,6 @@ def _hang_up(given: Mapping[str, str], *, stream: bool) -> float:
     if share and not stream:
         raise ConfigError(f"{DISCONNECT.name} needs a stream to hang up on", remedy=f"leave out {STREAM.name} off")
     return share
-
-
-def span(given: Mapping[str, str], flag: Flag, default: Span) -> Span:
-    """``A..B``, or one length."""
-    if flag.name not in given:
-        return default
-    low, dots, high = given[flag.name].partition("..")
-    ends = [low.strip(), (high if dots else low).strip()]
-    if not all(end.isdecimal() and int(end) <= options.LARGEST for end in ends) or not 1 <= int(ends[0]) <= int(
-        ends[1]
-    ):
-        raise ConfigError(f"{flag.name} is {given[flag.name]!r}", remedy="write A..B with 1 ≤ A ≤ B, or one number")
-    return Span(int(ends[0]), int(ends[1]))
 
 
 def real(given: Mapping[str, str], flag: Flag, low: float, high: float) -> float:
