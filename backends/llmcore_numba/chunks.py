@@ -15,8 +15,6 @@ from llmcore.native.abi import fetch_add, inlined, load_i64
 
 REGIONS = 6  # at most: the kernel's own counters, but for the first
 COUNTER = 16  # where the first one's is, in bytes from the row's counters
-
-
 EACH = 3  # units that there should be for each thread where a thread claims early
 
 

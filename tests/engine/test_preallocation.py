@@ -141,6 +141,7 @@ def test_no_threads_left_is_no_fault(monkeypatch):
     under_way = Preallocation([np.zeros(MIB, np.uint8)])
     under_way.wait()
     under_way.close()
+    assert not under_way._thread.is_alive()
 
 
 def say(root: Path, files: dict[str, str]) -> None:

@@ -58,6 +58,11 @@ def test_lengths_can_be_chosen() -> None:
         batch.asks("mixed", 100, {"--output-tokens": "30..20"})
 
 
+def test_lengths_of_a_workload_that_does_not_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "batch", "--only", "eighths", "--prompt-tokens", "5"]) == 2
+    assert "--prompt-tokens is of mixed" in capsys.readouterr().err
+
+
 def test_slots() -> None:
     sample = Sample(1.0, 40, (8, 8, 4, 0), (True, True, False, False))
     assert sample.steps == 4

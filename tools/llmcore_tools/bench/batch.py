@@ -58,6 +58,9 @@ def run(job: Job) -> int:
     options.check_output(given)
     repeats, rate = options.count(given, REPEATS, 3), options.count(given, RATE, 100)
     batches = {name: options.count(given, BATCH, BATCHES[name]) for name in options.parts(given, tuple(BATCHES))}
+    for flag in (RATE, PROMPT_TOKENS, OUTPUT_TOKENS):
+        if flag.name in given and "mixed" not in batches:
+            raise ConfigError(f"{flag.name} is of mixed", remedy="leave it out, or name mixed in --only")
     work = {name: asks(name, rate, given) for name in batches if name != "shared"}
     llm = load(replace(job.config, engine=replace(job.config.engine, max_seqs=max(batches.values()))))
     results: dict[str, Any] = {"repeats": repeats, "workloads": {}}
